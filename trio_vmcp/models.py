@@ -428,9 +428,11 @@ class BackendStatus:
         calls: Calls that have ended, with whatever outcome.
         errors: Those of `calls` that ended in a `BackendError`.
         latency: Percentiles of the latest answers; None before the first answer.
-        failing_since: From this moment on calls have failed to reach the backend, UTC; `last_failure` says why. None:
-            the latest call was answered. The first failures leave a connected backend READY, since the next call may
-            reach it: after five in a row the circuit opens, and the backend is DEGRADED and tried in the background.
+        failing_since: From this moment on calls have failed to reach the backend, or its stream for changes, which was
+            open before, could not be opened again, UTC; `last_failure` says why. None: the latest call was answered,
+            or the stream is open again. The first failures leave a connected backend READY, since the next call may
+            reach it: after five calls in a row the circuit opens, and the backend is DEGRADED and tried in the
+            background.
     """
 
     backend_id: str

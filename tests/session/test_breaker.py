@@ -29,7 +29,8 @@ from trio_vmcp._session.breaker import FAILURES_TO_OPEN, Breaker
 from trio_vmcp._session.reconnects import Backoff
 from trio_vmcp.testing import CONNECT, CallContext, Delay, Disconnect, Error, Hang, Refuse, Status
 
-Event = Literal["begin", "succeed", "fail", "leave"]
+Event = Literal["begin", "succeed", "fail", "leave", "stream fails", "stream opens"]
+EVENTS: list[Event] = ["begin", "succeed", "fail", "leave", "stream fails", "stream opens"]
 
 
 @attrs.define
@@ -40,12 +41,13 @@ class Model:
     opened: int = 0  # how often it opened since it was last closed
     until: float = 0.0  # no trial before this time, with the smallest jitter
     trial: object = None
+    stream_fails: bool = False
 
 
-@given(st.lists(st.tuples(st.sampled_from(["begin", "succeed", "fail", "leave"]), st.integers(0, 5)), max_size=120))
+@given(st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 5)), max_size=120))
 def test_a_breaker_keeps_its_promises(script: list[tuple[Event, int]]) -> None:
     """It opens after five failures in a row, admits one trial at a time, doubles the delay, and closes with the first
-    answer. Calls that were admitted before it opened do not move it.
+    answer. Calls that were admitted before it opened do not move it, nor does a stream.
     """
     breaker, model, now = Breaker(Backoff(1.0, 8.0)), Model(), 0.0
     running: list[tuple[object, bool]] = []
@@ -65,6 +67,13 @@ def test_a_breaker_keeps_its_promises(script: list[tuple[Event, int]]) -> None:
                 running.append((call, breaker.is_open))
                 if breaker.is_open:
                     model.trial = call
+        elif event == "stream fails":
+            tells = breaker.fail_stream(was_sent=False)
+            assert tells is (model.failures < FAILURES_TO_OPEN)
+            model.stream_fails = model.stream_fails or tells
+        elif event == "stream opens":
+            breaker.succeed_stream()
+            model.stream_fails = False
         elif running:
             call, is_trial = running.pop(seconds % len(running))
             assert is_trial == (model.trial is call) or model.trial is None
@@ -85,6 +94,7 @@ def test_a_breaker_keeps_its_promises(script: list[tuple[Event, int]]) -> None:
             else:
                 assert not breaker.fail(now, 0.5, was_trial=False)
         assert breaker.is_open is (model.failures >= FAILURES_TO_OPEN)
+        assert breaker.is_failing is (model.failures > 0 or model.stream_fails)
 
 
 def test_a_breaker_step_by_step() -> None:
@@ -113,6 +123,23 @@ def test_a_breaker_step_by_step() -> None:
         assert breaker.admit(15.0) is None
         assert breaker.admit(15.0) is None
         assert not breaker.succeed()
+
+
+def test_an_answer_outweighs_a_stream_that_is_refused() -> None:
+    """Until the stream opens, what it is answered is about the stream alone; that nothing takes its connection is not.
+    Where calls have failed as well, their answer says nothing of the stream.
+    """
+    breaker = Breaker(Backoff(1.0, 8.0))
+    assert breaker.fail_stream(was_sent=True)
+    breaker.succeed()
+    assert not breaker.fail_stream(was_sent=True)
+    assert not breaker.is_failing
+    assert breaker.fail_stream(was_sent=False)
+    breaker.succeed_stream()
+    assert breaker.fail_stream(was_sent=True)
+    breaker.fail(0.0, 0.5, was_trial=False)
+    breaker.succeed()
+    assert breaker.fail_stream(was_sent=True)
 
 
 def test_a_breaker_that_nothing_would_close_never_opens() -> None:

@@ -87,6 +87,12 @@ class Client(abc.ABC, Generic[ChannelT]):
     def close(self) -> None:
         """Act on no further message of this connection."""
 
+    def on_reached(self, error: BackendError | None) -> None:
+        """See `OnReached`. Only the sink of a session takes it: `EventSink` has no such method."""
+        tell = getattr(self._events, "stream_reached", None)
+        if tell is not None:
+            tell(error)
+
     async def aclose(self, *, terminate: bool) -> None:
         self.close()
         try:

@@ -16,7 +16,8 @@ import trio
 
 from trio_vmcp._protocol.headers import limited
 from trio_vmcp._protocol.methods import LIST_CHANGED, RESOURCE_UPDATED, Kind
-from trio_vmcp.errors import BackendError, BackendUnavailable
+from trio_vmcp._protocol.outcomes import GATEWAY_STATUSES
+from trio_vmcp.errors import BackendError, BackendRejected, BackendTimeout, BackendUnavailable
 from trio_vmcp.models import JSON
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "MOST_RETRY",
     "HeldStream",
     "Listening",
+    "OnReached",
     "StreamBackoff",
     "report_missed",
 ]
@@ -37,6 +39,11 @@ none      no stream is needed, the backend offers none, or it has not answered y
 open      notifications are received
 retrying  the stream broke or ended, and will be opened again
 ended     the stream ended too often in a row and is not opened again; calls work as before
+"""
+
+OnReached: TypeAlias = Callable[[BackendError | None], None]
+"""Called by an attempt to open a stream again that was open before: with None, the backend has answered; with an error,
+the backend was not reached. Not called by an attempt that tells neither.
 """
 
 LEAST_RETRY, MOST_RETRY = 0.1, 60.0  # s, whatever a backend asks for with `retry`
@@ -119,13 +126,16 @@ class HeldStream(abc.ABC):
     Attributes:
         settled: Set when the first attempt to open the stream has succeeded or failed.
         is_running: Messages may still arrive by the stream.
+        was_open: An attempt has succeeded.
     """
 
     backend_id: str
     backoff: StreamBackoff
+    _on_reached: OnReached = attrs.field(alias="on_reached", repr=False)
     listening: Listening = attrs.field(default="none", init=False)
     settled: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     is_running: bool = attrs.field(default=True, init=False)
+    was_open: bool = attrs.field(default=False, init=False)
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
 
     def close(self) -> None:
@@ -159,6 +169,24 @@ class HeldStream(abc.ABC):
     @abc.abstractmethod
     async def open_once(self) -> bool:
         """Open the stream and take its messages until it ends. Returns whether to open it again."""
+
+    def note_attempt(self, asked_at: float, error: BackendError | None) -> None:
+        """The outcome of an attempt that began at this time; None: the stream is open, or is not offered any more.
+
+        A stream that was never open tells nothing: some backends that work have none, and take no connection for one.
+        Some platforms end a response that has not begun after some seconds, as they end open streams.
+        """
+        if not self.was_open:
+            return
+        match error:
+            case BackendRejected() if error.status in GATEWAY_STATUSES:
+                self._on_reached(error)
+            case BackendUnavailable() if not error.may_have_executed or trio.current_time() < asked_at + HELD_LONG:
+                self._on_reached(error)
+            case BackendUnavailable() | BackendTimeout():
+                pass
+            case _:
+                self._on_reached(None)
 
     def note_ended(self, opened_at: float) -> None:
         """A stream has ended that was opened at this time."""

@@ -278,6 +278,7 @@ class StatelessClient(Client[Channel]):
                 compose=self._compose_listen,
                 on_event=self.on_event,
                 on_listening=self.on_listening,
+                on_reached=self.on_reached,
                 nursery=self._nursery,
                 retries=self._retries,
                 identity=self._identity,

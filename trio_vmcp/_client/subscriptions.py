@@ -20,7 +20,7 @@ import attrs
 import trio
 
 from trio_vmcp._client.channels.channel import Ask, Channel, Headers
-from trio_vmcp._client.listening import HeldStream, Listening, StreamBackoff, report_missed
+from trio_vmcp._client.listening import HeldStream, Listening, OnReached, StreamBackoff, report_missed
 from trio_vmcp._nursery import start_if_open
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Message, Notification, Result, encode_request, same_id
 from trio_vmcp._protocol.methods import (
@@ -98,6 +98,7 @@ class Subscriptions:
     _on_event: Callable[[str, JSON], None] = attrs.field(alias="on_event", repr=False)
     # Called when a stream opens, with the kinds of lists that it reports changes of.
     _on_listening: Callable[[tuple[Kind, ...]], None] = attrs.field(alias="on_listening", repr=False)
+    _on_reached: OnReached = attrs.field(alias="on_reached", repr=False)
     _nursery: trio.Nursery = attrs.field(alias="nursery", repr=False)
     _retries: tuple[float, float] = attrs.field(alias="retries")  # s, the first and the longest delay
     _identity: Identity | None = attrs.field(alias="identity", repr=False)  # of the next stream; first the opener's
@@ -193,6 +194,7 @@ class Subscriptions:
         stream = _Subscription(
             backend_id=self._channel.backend_id,
             backoff=StreamBackoff(*self._retries),
+            on_reached=self._on_reached,
             channel=self._channel,
             compose=self._compose,
             on_event=self._on_event,
@@ -263,19 +265,22 @@ class _Subscription(HeldStream):
             logger.debug("%s, on its subscriptions", error)
             if self._channel.is_lost:
                 return False
+            if not self._is_acknowledged:
+                self.note_attempt(opened_at, error)
         if self._acknowledging.cancelled_caught:
             detail = f"did not acknowledge {LISTEN!r} within {ACKNOWLEDGE_TIMEOUT} s"
             self.problem = BackendTimeout(self.backend_id, detail)
         if self._is_acknowledged:
             self.note_ended(opened_at)
-        again = self._judge(outcome)
+        again = self._judge(outcome, opened_at)
         return again and not (self.is_trial and self.honoured is None)
 
-    def _judge(self, outcome: Answer | Refusal | None) -> bool:
+    def _judge(self, outcome: Answer | Refusal | None, asked_at: float) -> bool:
         """Whether to open another stream after this outcome."""
         if outcome is None or (isinstance(outcome, Answer) and isinstance(outcome.reply, Result)):
             return not self._is_acknowledged or bool(self.honoured)
         self.problem = rejection(self.backend_id, LISTEN, outcome)
+        self.note_attempt(asked_at, self.problem)
         logger.debug("%s", self.problem)
         reply = outcome.reply if isinstance(outcome, Answer) else None
         code = reply.code if isinstance(reply, ErrorReply) else outcome.status
@@ -331,8 +336,9 @@ class _Subscription(HeldStream):
             return False
         if honoured != self.wanted:
             logger.info("backend %r: tells of changes of less than it was asked to", self._channel.backend_id)
-        self.listening = "open"
+        self.listening, self.was_open = "open", True
         self.settled.set()
+        self.note_attempt(trio.current_time(), None)
         if again:
             report_missed(self._on_event, honoured.kinds, honoured.uris)
         else:

@@ -21,21 +21,22 @@ class Breaker:
     """Closed, it lets every call through. It opens after five connection failures in a row; once its delay is over, one
     call at a time is a trial: a success closes it, a failure doubles the delay. With a first delay of `math.inf` it
     never opens, for nothing would ever close it.
+
+    Attributes:
+        is_failing: The latest call that told anything had no connection, or a stream has failed since.
     """
 
     _backoff: Backoff
+    is_failing: bool = attrs.field(default=False, init=False)
     _failures: int = attrs.field(default=0, init=False)  # in a row
+    # An answer has come while the stream for changes failed: that may be about the stream alone.
+    _is_stream_outweighed: bool = attrs.field(default=False, init=False)
     _trial_at: float | None = attrs.field(default=None, init=False)  # None: calls flow
     _on_trial: bool = attrs.field(default=False, init=False)
 
     @property
     def is_open(self) -> bool:
         return self._trial_at is not None
-
-    @property
-    def is_failing(self) -> bool:
-        """The latest call that told anything had no connection."""
-        return self._failures > 0
 
     def admit(self, now: float) -> float | None:
         """Whether a call may go ahead (None), or the s until the next trial, which may be under way.
@@ -51,10 +52,11 @@ class Breaker:
 
     def succeed(self) -> bool:
         """An answer came, a result or an error. Returns whether that closed the circuit."""
-        if self._trial_at is None and not self._failures:
+        if self._trial_at is None and not self.is_failing:
             return False  # nearly every call comes here
         was_open = self.is_open
-        self._failures, self._trial_at = 0, None
+        self._is_stream_outweighed = self._is_stream_outweighed or not self._failures
+        self.is_failing, self._failures, self._trial_at = False, 0, None
         self._backoff.reset()
         return was_open
 
@@ -64,12 +66,32 @@ class Breaker:
         """
         if self.is_open and not was_trial:
             return False
+        self.is_failing = True
         self._failures += 1
         if self._failures < FAILURES_TO_OPEN or math.isinf(self._backoff.min_delay):
             return False
         was_open = self.is_open
         self._trial_at, self._on_trial = now + max(self._backoff.next(chance), at_least), False
         return not was_open
+
+    def fail_stream(self, *, was_sent: bool) -> bool:
+        """The stream for changes was not opened again. Returns whether that tells of the backend. It opens no circuit:
+        calls may go another way than the stream.
+
+        Args:
+            was_sent: There was a connection, on which the request for the stream got no answer, or one of a gateway.
+        """
+        if self.is_open or (was_sent and self._is_stream_outweighed):
+            return False
+        self.is_failing = True
+        return True
+
+    def succeed_stream(self) -> None:
+        """An attempt to open the stream for changes has been answered. It takes back what the stream said before; of
+        calls it proves nothing.
+        """
+        self._is_stream_outweighed = False
+        self.is_failing = self._failures > 0
 
     def cancel_trial(self) -> None:
         """The trial proved nothing, since its caller was cancelled, say: the next call is a trial."""

@@ -347,6 +347,11 @@ class Attempt:
         if life.phase is Phase.OPEN:
             self._member.replace_connection(self.connection, error)
 
+    def note_stream(self, events: Events, error: BackendError | None) -> None:
+        """See `Events.stream_reached`. Of the connection that takes calls, or none."""
+        if events.client is not None and events.client is self.current_client:
+            self._member.note_stream(error)
+
     # --- its goodbye
 
     def _discard(self, client: BackendClient, nursery: trio.Nursery, *, terminate: bool = False) -> None:
@@ -384,6 +389,13 @@ class Events:
         # If the nursery is closed, the connection is ending anyway.
         if self._attempt is not None:
             start_if_open(self._nursery, self._attempt.replace, self, error)
+
+    def stream_reached(self, error: BackendError | None) -> None:
+        """The stream for changes, which was open before, was asked for again. None: the backend has answered; else it
+        was not reached.
+        """
+        if self._attempt is not None:
+            self._attempt.note_stream(self, error)
 
     def close(self) -> None:
         self._attempt = self._refresher = self.client = None

@@ -518,12 +518,26 @@ class Member:
         """
         if self.breaker.is_open and not was_trial:
             return  # the circuit has refused it, or it was let through before: nothing new
-        if not self.breaker.is_failing:
-            self._failing_since = datetime.now(UTC)
-        self.last_failure = BackendFailure(self.backend_id, reason_of(error), error.detail, 0.0)
+        failure = self._note_failing(error, was_failing=self.breaker.is_failing)
         opened = self.breaker.fail(now, chance, was_trial=was_trial, at_least=limited(error.retry_after))
         if opened and isinstance(self.state, Ready):
-            self.to(Failing(self.state.connection, self.last_failure), error.detail)
+            self.to(Failing(self.state.connection, failure), error.detail)
+
+    def note_stream(self, error: BackendError | None) -> None:
+        """The stream for changes was asked for again, which was open before. None: the backend has answered."""
+        if error is None:
+            self.breaker.succeed_stream()
+            return
+        was_failing = self.breaker.is_failing
+        was_sent = error.may_have_executed or isinstance(error, BackendRejected)
+        if self.breaker.fail_stream(was_sent=was_sent):
+            self._note_failing(error, was_failing=was_failing)
+
+    def _note_failing(self, error: BackendError, *, was_failing: bool) -> BackendFailure:
+        if not was_failing:
+            self._failing_since = datetime.now(UTC)
+        failure = self.last_failure = BackendFailure(self.backend_id, reason_of(error), error.detail, 0.0)
+        return failure
 
     def wait_longer(self, detail: str) -> None:
         """The opening is over, and the first attempt is not: the backend joins later."""

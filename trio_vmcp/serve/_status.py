@@ -36,7 +36,7 @@ async def status_document(manager: SessionManager, front: Mapping[str, float], *
                    "backends": [{"id", "state", "since", "era", "protocol_version", "in_flight", "calls", "errors",
                                  "latency": {"p50", "p90", "p99"} or null,
                                  "last_failure": {"reason", "detail"} or null,
-                                 "failing_since"}]}],   # there while calls fail to reach the backend
+                                 "failing_since"}]}],   # there while calls or the stream do not reach the backend
      "sessions_omitted"}                  # the number of live sessions that are not shown
     ```
 

@@ -20,6 +20,7 @@ from trio_vmcp._protocol.jsonrpc import Message, Notification, Request, encode_r
 from trio_vmcp._protocol.methods import INPUT_RESPONSES, REQUEST_STATE, may_repeat
 from trio_vmcp._protocol.outcomes import Answer, Refusal, RequestOutcome
 from trio_vmcp._request_note import RequestNote
+from trio_vmcp.errors import BackendError
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
 
@@ -311,6 +312,10 @@ class StreamWatcher(Protocol):
 
     def on_missed(self) -> None:
         """The stream is open again, and messages of the meantime are lost."""
+        ...
+
+    def on_reached(self, error: BackendError | None) -> None:
+        """See `OnReached`."""
         ...
 
     def on_session_lost(self, detail: str) -> None:

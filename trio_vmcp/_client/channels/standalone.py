@@ -49,7 +49,6 @@ class StandaloneStream(HeldStream):
     _is_gone: Callable[[Answer | Refusal], bool] = attrs.field(alias="is_gone", repr=False)
     started_at: float = attrs.field(factory=trio.current_time, init=False)
     _last_event_id: str | None = attrs.field(default=None, init=False, repr=False)
-    _was_open: bool = attrs.field(default=False, init=False)
 
     async def open_once(self) -> bool:
         decoder = SseDecoder(max_event_bytes=self._http.max_message_bytes)
@@ -57,7 +56,7 @@ class StandaloneStream(HeldStream):
         headers = self._headers
         if asked_after is not None:
             headers = [*headers, (b"Last-Event-ID", asked_after.encode())]
-        opened_at: float | None = None
+        asked_at, opened_at = trio.current_time(), None
         try:
             async with AsyncExitStack() as stack:
                 exchange = self._http.open_stream("GET", headers, identity=self.identity)
@@ -68,14 +67,17 @@ class StandaloneStream(HeldStream):
                     self.settled.set()
                     return True
                 if not is_stream(reply):
-                    return await self._refused(reply)
+                    return await self._refused(reply, asked_at)
                 opened_at = trio.current_time()
                 self._opened(asked_after)
+                self.note_attempt(asked_at, None)
                 await self._http.follow(reply, decoder, self._accept)
         except BackendRejected:  # a redirect that is not followed
             return False
         except BackendError as error:
             self.backoff.note_error(error)
+            if opened_at is None:
+                self.note_attempt(asked_at, error)
             logger.debug("%s, on its stream for changes", error)
         self.settled.set()
         if opened_at is not None:
@@ -87,25 +89,28 @@ class StandaloneStream(HeldStream):
 
     def _opened(self, asked_after: str | None) -> None:
         again = self.listening == "retrying"
-        self.listening, self._was_open = "open", True
+        self.listening, self.was_open = "open", True
         self.settled.set()
         if not again:
             self._watcher.on_first()
         elif asked_after is None:
             self._watcher.on_missed()
 
-    async def _refused(self, reply: HttpReply) -> bool:
+    async def _refused(self, reply: HttpReply, asked_at: float) -> bool:
         """Whether to open the stream again. A short body is read, so that the connection can be used again."""
         status, outcome = reply.status, None
-        if self._was_open and status in _MAY_SAY_GONE:
+        if self.was_open and status in _MAY_SAY_GONE:
             outcome = await self._http.refusal_in(reply)
         else:
             await self._http.link.drain(reply)
         logger.debug("backend %r: answered its stream for changes with HTTP %d", self.backend_id, status)
         self.settled.set()
         self.backoff.note_retry_after(reply.retry_after)
-        if self._was_open:
+        if self.was_open:
             self.backoff.note_status(status)
+        text = f"answered its stream for changes with HTTP {status}"
+        refused = BackendRejected(self.backend_id, text, code=status, status=status, message=f"HTTP {status}")
+        self.note_attempt(asked_at, refused)
         if self._last_event_id is not None and status in _NOT_OFFERED:
             self._last_event_id = None  # the server may have refused the id: try once without
             return True

@@ -368,6 +368,7 @@ class StreamableSession(Streamable):
         stream = StandaloneStream(
             backend_id=self.backend_id,
             backoff=StreamBackoff(*self._retries),
+            on_reached=self._watcher.on_reached,
             http=self,
             headers=self._session_headers,
             identity=self._identity,
