@@ -31,6 +31,7 @@ from trio_vmcp._session.reconnects import tells_of_endpoint
 from trio_vmcp._session.refresh import Refresher
 from trio_vmcp._session.row import SessionRow
 from trio_vmcp._session.shared_lists import SharedLists
+from trio_vmcp._session.stopping import stop_when_unused
 from trio_vmcp.connector import BackendClient, BackendConnector
 from trio_vmcp.errors import BackendError, BackendUnavailable, session_tag
 from trio_vmcp.metadata import BackendRecord
@@ -209,8 +210,7 @@ class Attempt:
                 await opened.log_level.wait_told()
                 # False: cancelled, but ready before the cancel took effect.
                 if self._member.may_join(self._session.life):
-                    self._join(opened, note)
-                    opened.log_level.start(nursery, self._member.identity)  # it may be another one by now
+                    self._join(opened, note, nursery)
                     return
         except BackendError as error:
             why, retry_after = (reason_of(error), error.detail), error.retry_after
@@ -238,13 +238,17 @@ class Attempt:
         # What was stored is gone: "start a new session by sending a new InitializeRequest" (2025-11-25, transports).
         return await self._open(None, nursery)
 
-    def _join(self, opened: _Opened, note: RequestNote) -> None:
+    def _join(self, opened: _Opened, note: RequestNote, nursery: trio.Nursery) -> None:
         """From now on calls go through this connection."""
         listing, known = opened.listing, self._member.listing
         new: tuple[Kind, ...] = tuple(kind for kind in KINDS if listing is not None and listing.differs(known, kind))
         self.connection = Connection(opened.client, new, opened.refresher, note.is_reported, opened.log_level)
         has_failures = listing is not None and (listing.failures or (known is not None and known.failures))
         self._member.join(self.connection, listing if new or has_failures else None)
+        opened.log_level.start(nursery, self._member.identity)  # it may be another one by now
+        stop_after = self._backend.stop_after
+        if stop_after is not None:
+            start_clean(nursery, stop_when_unused, self._member, self.connection, stop_after, self._session.life)
 
     async def _open(self, resume: BackendRecord | None, nursery: trio.Nursery) -> _Opened:
         """Connect, and list what is not known. If older lists are known, calls may begin at once, and the lists are

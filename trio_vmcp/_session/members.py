@@ -35,7 +35,6 @@ from trio_vmcp._session.member import (
     ignore_transition,
     visible_changes,
 )
-from trio_vmcp._session.stopping import stop_when_unused
 from trio_vmcp._session.trial import try_until_answered
 from trio_vmcp.errors import NoBackends, SessionClosed
 from trio_vmcp.metadata import BackendRecord
@@ -196,8 +195,6 @@ class Membership:
             self._start_trials(member, state)
         elif isinstance(state, Waking) and member.backend is not None:
             start_clean(self._nursery, self._wake, member, member.backend, state)
-        elif isinstance(state, Ready) and before.connection is None:
-            self._start_stopping(member, state)
         changes = visible_changes(before, state)
         if changes or isinstance(state, Stopped) or isinstance(before, Waking):  # the row says which session it has
             self._session.publisher.member_changed(member, changes)
@@ -250,12 +247,6 @@ class Membership:
                 await connection.closed.wait()
         if member.state is waking:  # else it was removed, or the session closes
             self._begin(member, backend)
-
-    def _start_stopping(self, member: Member, ready: Ready) -> None:
-        """Have a new connection ended when it is not used, if the user wants that."""
-        stop_after = None if member.backend is None else member.backend.stop_after
-        if stop_after is not None:
-            start_clean(self._nursery, stop_when_unused, member, ready.connection, stop_after, self._session.life)
 
     def _is_retried(self, member: Member) -> bool:
         """Whether it is to be connected without a call."""
