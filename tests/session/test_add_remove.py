@@ -883,8 +883,11 @@ async def test_a_session_closes_while_a_backend_is_added_again(
             nursery.start_soon(session.aclose)
 
 
-@pytest.mark.parametrize("ticks", range(6))
-async def test_a_removed_backend_is_not_connected_when_its_turn_comes(ticks: int, autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("ticks", range(1, 5))
+@pytest.mark.parametrize("again", range(4))  # Trio runs the tasks of one step in any order
+async def test_a_removed_backend_is_not_connected_when_its_turn_comes(
+    ticks: int, again: int, autojump_clock: MockClock
+) -> None:
     """Sessions take turns at one endpoint. The turn may be handed over in the very step in which the backend leaves the
     session that waits: the connector is not called for that session any more.
     """

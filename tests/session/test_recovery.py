@@ -14,6 +14,7 @@ import attrs
 import pytest
 import trio
 from support.harness import ALICE, NO_RETRIES, World, drained, echo_backend, open_world, slow_backend
+from support.plain_connector import PlainConnector, plain_backends
 from support.scripted_storage import ScriptedStorage
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -28,10 +29,13 @@ from trio_vmcp import (
     Session,
     SessionChange,
     SessionClosed,
+    SessionFactory,
     SessionState,
     StorageError,
     ToolResult,
+    open_session_factory,
 )
+from trio_vmcp._request_note import note_session_lost
 from trio_vmcp.testing import CONNECT, CallContext, Delay, Error, Exchange, Hang, Refuse, Rewrite, Status
 
 
@@ -558,6 +562,50 @@ async def test_a_restored_session_that_is_gone_is_initialised_once(latency: floa
 
 
 # Closing
+
+
+async def close_after_a_second_loss(factory: SessionFactory, answers: list[bool], ticks: int) -> None:
+    """A session whose backend loses it, and is connected anew, and loses it again; closed so many steps after the call
+    that meets that.
+    """
+    session = await factory.make_session(plain_backends(1))
+    answers[:] = [False, True, False]
+
+    async def call() -> None:
+        with contextlib.suppress(BackendUnavailable, SessionClosed):  # a call is sent again once
+            await session.call_tool("b0_echo")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call)
+        for state in (BackendState.RECOVERING, BackendState.READY):
+            while session.backends["b0"].state is not state:  # noqa: ASYNC110  # the very step
+                await trio.lowlevel.checkpoint()
+        nursery.start_soon(call)
+        for _ in range(ticks):
+            await trio.lowlevel.checkpoint()
+        await session.aclose()
+
+
+@pytest.mark.parametrize("ticks", [1, 2])
+async def test_a_second_recovery_goes_on_though_a_close_has_ended_the_first(
+    ticks: int, autojump_clock: MockClock
+) -> None:
+    """The close ends the task that has connected the backend anew, if that task has not ended yet. A call that then
+    meets another loss does not wait for the end of the drain.
+    """
+    answers: list[bool] = []
+
+    async def answer() -> None:
+        await trio.lowlevel.checkpoint()
+        if answers and not answers.pop(0):
+            await trio.lowlevel.checkpoint()
+            note_session_lost()
+            raise BackendUnavailable("b0", "knows no such session")
+
+    async with open_session_factory(connector=PlainConnector(on_request={"b0": answer})) as factory:
+        for _ in range(15):  # Trio runs the tasks of one step in any order
+            await close_after_a_second_loss(factory, answers, ticks)
+    assert 0.0 == trio.current_time()
 
 
 @pytest.mark.parametrize("closing", ["aclose", "suspend"])
