@@ -172,7 +172,7 @@ class DefaultSessionManager(SessionManager):
             if known is None or known.is_ending:
                 known = Known(self._new_id(), identity, Opening(), handlers, "modern")
                 ids[principal] = known.session_id
-                self._openings.start(known, partial(self._make, known, None))
+                await outcome(self._openings.start(known, partial(self._make, known, None)))
             try:
                 if isinstance(known.state, Opening):
                     await outcome(known.state)

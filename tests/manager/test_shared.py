@@ -12,6 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
     JSON,
+    Backend,
     ClientHandlers,
     Identity,
     ManagerSettings,
@@ -19,6 +20,7 @@ from trio_vmcp import (
     ServerRequest,
     Session,
     SessionLimitReached,
+    SessionNotFound,
     SessionState,
 )
 from trio_vmcp.testing import Delay, Error
@@ -106,6 +108,31 @@ async def test_one_that_failed_to_open_is_made_anew(autojump_clock: MockClock) -
             world.manager.statistics.live,
             world.manager.statistics.opening,
         )
+
+
+async def test_a_source_that_knows_no_session_is_asked_once(autojump_clock: MockClock) -> None:
+    """Its SessionNotFound is about a session of its own, and not about the one that is made."""
+    asked: list[Identity | None] = []
+
+    async def source(identity: Identity | None) -> list[Backend]:
+        asked.append(identity)
+        await trio.lowlevel.checkpoint()
+        assert len(asked) < 10
+        raise SessionNotFound("of the source")
+
+    async with managed(source=source) as world:
+        errors: list[SessionNotFound] = []
+
+        async def ask() -> None:
+            with pytest.raises(SessionNotFound) as caught:
+                await world.manager.shared(ALICE)
+            errors.append(caught.value)
+
+        async with trio.open_nursery() as callers:
+            for _ in range(2):
+                callers.start_soon(ask)
+        assert ["of the source"] * 2 == [error.session_id for error in errors]
+        assert 2 >= len(asked)
 
 
 async def test_the_shared_sessions_are_told_apart(autojump_clock: MockClock) -> None:

@@ -10,7 +10,15 @@ import trio
 from support.scripted_storage import ScriptedStorage
 from trio.testing import MockClock
 
-from trio_vmcp import BackendRecord, LocalStorage, MetadataConflict, SessionExists, StorageError
+from trio_vmcp import (
+    BackendRecord,
+    LocalStorage,
+    MetadataConflict,
+    SessionClosed,
+    SessionExists,
+    SessionNotFound,
+    StorageError,
+)
 from trio_vmcp._session.row import RowContents, SessionRow, load_row, new_row
 from trio_vmcp._session.row_storage import RowStorage
 from trio_vmcp.routing import Bindings
@@ -135,6 +143,45 @@ async def test_a_row_that_others_write_all_the_time_is_a_conflict(operation: str
         await (row.delete() if operation == "delete" else row.write(SECOND))
     assert 3 == storage.calls[operation]
     assert 1 == len(await storage.rows())
+
+
+MISPLACED = [
+    ("create", SessionNotFound("one")),
+    ("create", MetadataConflict("one")),
+    ("load", SessionExists("one")),
+    ("load", MetadataConflict("one")),
+    ("replace", SessionExists("one")),
+    ("touch", SessionExists("one")),
+    ("delete", SessionClosed("one")),
+]
+
+
+@pytest.mark.parametrize(
+    ("operation", "error"), MISPLACED, ids=[f"{operation}-{type(error).__name__}" for operation, error in MISPLACED]
+)
+async def test_an_answer_that_belongs_to_another_operation_is_a_failure(
+    operation: str, error: Exception, autojump_clock: MockClock
+) -> None:
+    """Of a storage of the user's: else what a caller of ours raises it for would be done."""
+    storage = ScriptedStorage()
+    bounded = RowStorage(storage, 5.0)
+    row = new_row("one", None, bounded)
+    if operation != "create":
+        await row.write(FIRST)
+
+    async def answer() -> None:
+        raise error
+
+    storage.before[operation] = answer
+    operations = {
+        "create": partial(row.write, FIRST),
+        "load": partial(bounded.load, "one"),
+        "replace": partial(row.write, SECOND),
+        "touch": row.touch,
+        "delete": row.delete,
+    }
+    with pytest.raises(StorageError, match=f"the storage failed to .* the session: {type(error).__name__}"):
+        await operations[operation]()
 
 
 async def test_a_row_that_is_not_found_too_late_is_not_created_anew(autojump_clock: MockClock) -> None:

@@ -17,13 +17,18 @@ import attrs
 import trio
 
 from trio_vmcp._interrupts import EXITS
-from trio_vmcp.errors import MetadataConflict, SessionNotFound, StorageError, VmcpError
+from trio_vmcp.errors import MetadataConflict, SessionExists, SessionNotFound, StorageError
 from trio_vmcp.metadata import SCHEMA_VERSION, SessionMetadata, UnreadableMetadata
 from trio_vmcp.storage import Storage
 
 __all__ = ["RowStorage"]
 
 T = TypeVar("T")
+
+# What an operation may answer beside StorageError. Anything else would be taken for what it says elsewhere: callers
+# take SessionNotFound out of `create`, say, for the end of a session.
+_FENCED = (MetadataConflict, SessionNotFound)
+_ANSWERS = {"store": SessionExists, "load": SessionNotFound, "update": _FENCED, "touch": _FENCED, "delete": _FENCED}
 
 # Steps of the loop, within which a storage that can be cancelled unwinds: no task of its own outlives the session.
 MOST_UNWINDING = 30
@@ -184,9 +189,10 @@ class RowStorage:
         except trio.TooSlowError as exc:
             failure = f"the storage did not {step} the session within {self._timeout} s (storage_timeout)"
             raise StorageError(failure) from exc
-        except VmcpError:
-            raise
-        except Exception as exc:  # whatever the storage's own client raises
+        except Exception as exc:
+            is_failure = isinstance(exc, StorageError) and not isinstance(exc, MetadataConflict)
+            if is_failure or isinstance(exc, _ANSWERS[step]):
+                raise
             raise StorageError(f"the storage failed to {step} the session: {type(exc).__name__}") from exc
 
     def _note_late_exit(self, error: BaseException) -> None:
