@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import attrs
@@ -173,7 +174,7 @@ async def test_an_answer_that_belongs_to_another_operation_is_a_failure(
         raise error
 
     storage.before[operation] = answer
-    operations = {
+    operations: dict[str, Callable[[], Awaitable[object]]] = {
         "create": partial(row.write, FIRST),
         "load": partial(bounded.load, "one"),
         "replace": partial(row.write, SECOND),

@@ -17,7 +17,7 @@ import attrs
 import trio
 
 from trio_vmcp._interrupts import EXITS
-from trio_vmcp.errors import MetadataConflict, SessionExists, SessionNotFound, StorageError
+from trio_vmcp.errors import MetadataConflict, SessionExists, SessionNotFound, StorageError, VmcpError
 from trio_vmcp.metadata import SCHEMA_VERSION, SessionMetadata, UnreadableMetadata
 from trio_vmcp.storage import Storage
 
@@ -28,7 +28,13 @@ T = TypeVar("T")
 # What an operation may answer beside StorageError. Anything else would be taken for what it says elsewhere: callers
 # take SessionNotFound out of `create`, say, for the end of a session.
 _FENCED = (MetadataConflict, SessionNotFound)
-_ANSWERS = {"store": SessionExists, "load": SessionNotFound, "update": _FENCED, "touch": _FENCED, "delete": _FENCED}
+_ANSWERS: dict[str, tuple[type[VmcpError], ...]] = {
+    "store": (SessionExists,),
+    "load": (SessionNotFound,),
+    "update": _FENCED,
+    "touch": _FENCED,
+    "delete": _FENCED,
+}
 
 # Steps of the loop, within which a storage that can be cancelled unwinds: no task of its own outlives the session.
 MOST_UNWINDING = 30
