@@ -102,6 +102,42 @@ async def test_requests_wait_for_connections_that_are_being_made(requests: int, 
         assert max(3, requests) == transport.idle_connections
 
 
+async def test_only_missing_connections_are_made_ahead(autojump_clock: MockClock) -> None:
+    """Those that are being made count, and those that are idle."""
+    async with open_ahead(AHEAD, 2) as (transport, network, owner):
+        transport.open_ahead(AHEAD, 3, owner)
+        await trio.sleep(2)
+        assert (3, 3) == (network.connection_attempts, transport.idle_connections)
+        transport.open_ahead(AHEAD, 4, owner)
+        transport.open_ahead(AHEAD, 4, owner)
+        await trio.sleep(2)
+        assert (4, 4) == (network.connection_attempts, transport.idle_connections)
+
+
+async def test_an_idle_connection_is_taken_before_one_that_is_being_made(autojump_clock: MockClock) -> None:
+    """A request that finds one does not wait for the other."""
+    async with open_ahead(AHEAD, 1) as (transport, network, owner):
+        await trio.sleep(2)
+        transport.open_ahead(AHEAD, 2, owner)
+        begun_at = trio.current_time()
+        await ping(transport)
+        assert 1.0 == pytest.approx(trio.current_time() - begun_at)  # the latency of the server
+        await trio.sleep(1)
+        assert (2, 2) == (network.connection_attempts, transport.idle_connections)
+
+
+async def test_one_connection_ahead_that_is_made_leaves_the_others_to_be_waited_for(autojump_clock: MockClock) -> None:
+    """The second is there half a second after the first: a second request waits for it, and makes none."""
+    async with open_ahead(AHEAD, 1) as (transport, network, owner):
+        await trio.sleep(0.5)
+        transport.open_ahead(AHEAD, 2, owner)
+        await trio.sleep(0.7)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ping, transport)
+            nursery.start_soon(ping, transport)
+        assert (2, 2) == (network.connection_attempts, transport.idle_connections)
+
+
 async def test_a_connection_that_cannot_be_made_ahead_is_tried_by_its_request(autojump_clock: MockClock) -> None:
     """The request reports why there is no connection."""
     async with open_ahead(REFUSED, 2) as (transport, network, _):
@@ -314,9 +350,39 @@ async def test_a_connection_that_expires_sooner_is_closed_sooner(autojump_clock:
 async def test_the_age_at_which_a_server_closes_is_learnt(autojump_clock: MockClock) -> None:
     """A connection that is found closed after 3 s shows that this server does not wait for 5 s."""
     async with open_served("memory", (OK, 2.5, CLOSE), OK) as served:
+        await trio.sleep(10)
         await served.ask()
         await trio.sleep(3)
         for pause, connections in [(0.0, 2), (1.9, 2), (2.1, 3), (1.9, 3)]:
+            await trio.sleep(pause)
+            await served.ask()
+            assert connections == served.server.connections
+
+
+@pytest.mark.parametrize(("survived", "is_learnt"), [(0.6, True), (3.0, False)])
+async def test_a_restart_teaches_nothing(survived: float, is_learnt: bool, autojump_clock: MockClock) -> None:
+    """A connection is found closed after 2 s. If one was idle for longer before and answered, that was no timeout."""
+    async with open_served("memory", OK, (OK, 1.5, CLOSE), OK) as served:
+        await trio.sleep(10)
+        for pause, connections in [(0.0, 1), (survived, 1), (2.0, 2), (1.5, 3 if is_learnt else 2)]:
+            await trio.sleep(pause)
+            await served.ask()
+            assert connections == served.server.connections
+
+
+async def test_of_several_closed_connections_the_youngest_teaches_the_age(autojump_clock: MockClock) -> None:
+    """Two are found closed, after 1.5 and 2.5 s: from now on, one of 1 s is not used again."""
+    gone = trio.Event()
+    async with open_served("memory", (OK, gone, CLOSE), OK, (OK, gone, CLOSE), OK) as served:
+        responses = [await served.send(), await served.send()]
+        for response in responses:
+            await read(response)
+            response.close()
+        await trio.sleep(1)
+        await served.ask()  # over the one that became idle last
+        gone.set()
+        await trio.sleep(1.5)
+        for pause, connections in [(0.0, 3), (0.7, 3), (1.0, 4)]:
             await trio.sleep(pause)
             await served.ask()
             assert connections == served.server.connections
@@ -420,7 +486,7 @@ async def test_a_request_is_not_sent_again_after_the_close_of_its_transport() ->
         await served.ask()
 
         async def ask() -> None:
-            with pytest.raises(httpx.TransportError):
+            with pytest.raises(httpx.ReadError, match="closed here"):
                 await served.ask("GET")
 
         async with trio.open_nursery() as nursery:

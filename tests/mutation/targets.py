@@ -144,9 +144,12 @@ TARGETS: Mapping[str, Target] = {
     "trio_vmcp._routing.names": Target(_ROUTING_TESTS),
     "trio_vmcp._routing.strategies": Target(_ROUTING_TESTS),
     "trio_vmcp._routing.name_rule": Target(_ROUTING_TESTS),
-    "trio_vmcp._http.connection": Target((*_http("transport", "response"), *_client("http_link", "answers"))),
+    "trio_vmcp._http.connection": Target((*_http("transport", "response", "proxy"), *_client("http_link", "answers"))),
     "trio_vmcp._http.transport": Target(
-        (*_http("transport", "response", "dial", "tcp", "keep_alive"), *_client("http_link", "giving_up", "answers")),
+        (
+            *_http("transport", "response", "dial", "tcp", "keep_alive", "proxy"),
+            *_client("http_link", "giving_up", "answers"),
+        ),
         (
             *_of("RawResponse", "close", "close_connection"),
             *_of("Http11Transport", "send", "connect", "tidy", "close", "open_ahead", "_ready_connection"),
@@ -282,6 +285,8 @@ EQUIVALENT: Mapping[str, str] = {
         "Set at the begin of each request, and not read before."
     ),
     "<module>: 10.0 becomes 11.0 in `TRIAL_TIMEOUT = 10.0`": "A second more of a bound.",
+    "Http11Transport.send: <= becomes < in `if trio.current_time() - begun_at <= AT_ONCE:`": "An instant.",
+    "Http11Transport.send: >= becomes > in `if age >= LEAST_FOUND:`": "An instant.",
     "<module>: 60.0 becomes 61.0 in `MOST_PAUSE = 60.0`": "A second more of a pause that is drawn.",
     "_as_it_is: return nothing in `return name`": (
         "Not called: only resources have no rule for their names, and their names have no prefixes."

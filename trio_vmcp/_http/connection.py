@@ -43,7 +43,6 @@ class Connection:
     _is_used: bool = attrs.field(default=False, init=False)  # at least one response has begun
     _is_answering: bool = attrs.field(default=False, init=False)  # a byte has arrived since the last request
     _takes_more: bool = attrs.field(default=True, init=False)  # every request was written to its end
-    _write_error: Exception | None = attrs.field(default=None, init=False, repr=False)
 
     @property
     def is_ended(self) -> bool:
@@ -123,16 +122,15 @@ class Connection:
             raise failure
 
     async def _write(self, message: bytes) -> None:
-        """Write a request. An error is kept for `_read_head`: a server may answer and close before it has read the body
-        (RFC 9112 §9.5), so its response is looked for first.
+        """Write a request. That it cannot be written is told by `_read_head`: a server may answer and close before it
+        has read the body (RFC 9112 §9.5), so its response is looked for first.
         """
         self._takes_more = False
         try:
             await self._connected.stream.send_all(message)
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            self._write_error = exc
-        else:
-            self._takes_more = True
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return
+        self._takes_more = True
 
     async def _read_head(self) -> None:
         try:
@@ -144,7 +142,7 @@ class Connection:
             if self._takes_more or isinstance(exc.__cause__, BadResponse):
                 raise
             how = "the connection was closed here" if self._is_closed else "the connection broke"
-            raise httpx.WriteError(how) from self._write_error or exc
+            raise httpx.WriteError(how) from exc
 
     async def receive(self) -> bytes | None:
         """The next bytes of the body; None at its end.
