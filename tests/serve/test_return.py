@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import JSON, FactorySettings, LocalStorage, ManagerSettings
 from trio_vmcp.serve import ServeSettings
+from trio_vmcp.serve._wanted import PROTOCOL_VERSION, SUBSCRIBED, WANTED_LEVEL, News, Wanted
 from trio_vmcp.testing import CallContext, Delay, RpcError, ScriptedBackend
 
 EVERY_ERA = pytest.mark.parametrize("era", ["legacy", "modern"])
@@ -134,6 +136,75 @@ async def test_what_a_client_wants_of_backends_outlives_the_runtime_of_its_sessi
                 backend.notify("notifications/resources/updated", {"uri": uri})
             await trio.sleep(2)
             assert ["file:///b/x"] == [each["params"]["uri"] for each in listening.messages[before:]]
+
+
+@EVERY_ERA
+@pytest.mark.parametrize("sleeps", [False, True], ids=["live", "asleep"])
+async def test_a_client_that_comes_back_from_another_instance_wants_what_it_wanted_there(
+    sleeps: bool, era: str, autojump_clock: MockClock
+) -> None:
+    """The first instance has the session all the while, or lets it sleep, and knows what the client wanted before."""
+    backend, storage = full_backend(era), LocalStorage()
+    backend.listens = True
+    backend.capabilities = {"tools": {}, "logging": {}, "resources": {"subscribe": True}}
+    limits = ManagerSettings(hibernate_after=10 if sleeps else math.inf)
+    async with (
+        front_world(backend, storage=storage, factory=SHARED, limits=limits) as one,
+        front_world(backend, storage=storage, factory=SHARED) as two,
+    ):
+        here = await one.initialize()
+        there = LegacyClient(two, here.session_id, {})
+        for uri in ("file:///a", "file:///b/old"):
+            await here.result("resources/subscribe", {"uri": uri})
+        if sleeps:  # a subscription keeps it awake
+            await here.result("resources/unsubscribe", {"uri": "file:///b/old"})
+            await here.result("resources/unsubscribe", {"uri": "file:///a"})
+            await trio.sleep(60)
+            assert 1 == one.manager.statistics.hibernated
+        else:
+            await there.result("resources/unsubscribe", {"uri": "file:///b/old"})
+        await there.result("resources/subscribe", {"uri": "file:///b/new"})
+        await there.result("logging/setLevel", {"level": "error"})
+        await trio.sleep(20)
+        listening = here.listen()
+        await trio.sleep(2)
+        await here.result("tools/call", {"name": "a_echo"})
+        if era == "modern":
+            assert "error" == backend.received("tools/call")[-1].meta["io.modelcontextprotocol/logLevel"]
+        before = len(listening.messages)
+        for uri in ("file:///a", "file:///b/old", "file:///b/new"):
+            backend.notify("notifications/resources/updated", {"uri": uri})
+        await trio.sleep(2)
+        wanted = ["file:///b/new"] if sleeps else ["file:///a", "file:///b/new"]
+        assert wanted == [each["params"]["uri"] for each in listening.messages[before:]]
+        await here.result("resources/subscribe", {"uri": "file:///b/more"})
+        row = await storage.load(here.session_id)
+        assert sorted([*wanted, "file:///b/more"]) == json.loads(row.attributes["mcp.subscribed"])
+
+
+def test_what_one_instance_has_stored_is_no_news_to_it() -> None:
+    """Though the storage takes its writes late."""
+    attributes = {PROTOCOL_VERSION: LEGACY}
+    wanted = Wanted.of(attributes)
+    wanted.subscribed.add("a")
+    first = wanted.put_into(attributes)
+    wanted.subscribed.discard("a")
+    wanted.level = "error"
+    second = wanted.put_into(attributes)
+    assert [None, None, None] == [wanted.take_over(each) for each in (attributes, first, second)]
+    assert (set(), "error") == (wanted.subscribed, wanted.level)
+
+
+def test_what_another_instance_has_stored_is_taken_over() -> None:
+    """What could not be stored here stays; attributes of an application's own say nothing."""
+    wanted = Wanted.of({PROTOCOL_VERSION: LEGACY, SUBSCRIBED: '["a", "b"]'})
+    wanted.subscribed.add("unstored")
+    theirs = {PROTOCOL_VERSION: LEGACY, SUBSCRIBED: '["b", "c"]', WANTED_LEVEL: "info"}
+    assert News("info", frozenset("c"), frozenset("a")) == wanted.take_over(theirs)
+    assert ({"b", "c", "unstored"}, "info") == (wanted.subscribed, wanted.level)
+    assert wanted.take_over(theirs) is None
+    assert wanted.take_over({"theme": "dark"}) is None
+    assert {"b", "c", "unstored"} == wanted.subscribed
 
 
 async def check_level(client: LegacyClient, backend: ScriptedBackend) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol, cast
@@ -45,16 +45,14 @@ from trio_vmcp.serve._lists import LIST_METHODS
 from trio_vmcp.serve._messages import encode_notice, encode_question
 from trio_vmcp.serve._requests import CAPABILITIES, MARK, Call, perform
 from trio_vmcp.serve._version import SERVER_INFO
+from trio_vmcp.serve._wanted import PROTOCOL_VERSION, WANTED_LEVEL, News, Wanted
 from trio_vmcp.session import Session
 
 __all__ = ["ClientSession", "Outlet", "attributes_of", "handlers_for", "initialize_result", "negotiate"]
 
 UNAVAILABLE = -32000  # from the range that JSON-RPC 2.0 §5.1 leaves to implementations
-# Attributes of a session. Another instance that restores it must declare the same to backends, and want the same.
-CLIENT_CAPABILITIES, PROTOCOL_VERSION = "mcp.clientCapabilities", "mcp.protocolVersion"
-WANTED_LEVEL, SUBSCRIBED = "mcp.logLevel", "mcp.subscribed"
-# Bytes, as they are stored with each session. Subscriptions beyond that end with the process.
-MOST_CAPABILITIES, MOST_SUBSCRIBED = 8 * 1024, 6 * 1024
+CLIENT_CAPABILITIES = "mcp.clientCapabilities"  # an attribute: another instance must declare the same to backends
+MOST_CAPABILITIES = 8 * 1024  # bytes, as they are stored with each session
 STORED_WITHIN = 2.0  # s that a client waits for the storage to take what it wants
 
 
@@ -165,13 +163,13 @@ class ClientSession:
         session: The view of the client's identity; another one after the session hibernated.
         version: As negotiated.
         outlet: For messages outside of requests.
-        subscribed: The resources that the client wants to hear of.
+        wanted: Of backends.
     """
 
     session: Session
     version: str
     outlet: Outlet
-    subscribed: set[str] = attrs.field(factory=set, init=False)
+    wanted: Wanted = attrs.field(init=False, repr=False)
     _running: dict[RequestId, Exchange] = attrs.field(factory=dict, init=False, repr=False)
     _by_mark: dict[str, tuple[Exchange, str, JSON]] = attrs.field(factory=dict, init=False, repr=False)
     _questions: dict[RequestId, _Question] = attrs.field(factory=dict, init=False, repr=False)
@@ -181,12 +179,9 @@ class ClientSession:
     # The lists as the client last saw them, or was told of. A session makes another tuple where a list has changed.
     _seen: dict[Kind, tuple[object, ...]] = attrs.field(factory=dict, init=False, repr=False)
     _is_ended: bool = attrs.field(default=False, init=False)
-    _level: str | None = attrs.field(default=None, init=False)  # None: the client has not asked for one
 
     def __attrs_post_init__(self) -> None:
-        attributes = self.session.metadata.attributes
-        self._level = attributes.get(WANTED_LEVEL)
-        self.subscribed.update(json.loads(attributes.get(SUBSCRIBED, "[]")))
+        self.wanted = Wanted.of(self.session.metadata.attributes)
         self._ids = itertools.count(secrets.randbelow(2**48))
         self._seen = self._lists()
 
@@ -237,7 +232,7 @@ class ClientSession:
         if level not in LOG_LEVELS:
             raise Refusal(INVALID_PARAMS, f"'level' is none of {', '.join(LOG_LEVELS)}")
         await self.session.set_log_level(level)
-        self._level = level
+        self.wanted.level = level
         await self._store_wanted()
 
     async def _subscribe(self, method: str, params: JSON) -> None:
@@ -246,32 +241,37 @@ class ClientSession:
             raise Refusal(INVALID_PARAMS, "'uri' is not a string")
         if method == SUBSCRIBE:
             await self.session.subscribe_resource(uri)
-            self.subscribed.add(uri)
+            self.wanted.subscribed.add(uri)
         else:
             await self.session.unsubscribe_resource(uri)
-            self.subscribed.discard(uri)
+            self.wanted.subscribed.discard(uri)
         await self._store_wanted()
 
     async def _store_wanted(self) -> None:
         """Store what the client wants of backends. Without the storage it is lost with the process, and no sooner."""
-        attributes = {**self.session.metadata.attributes, SUBSCRIBED: _listed(self.subscribed)}
-        if self._level is not None:
-            attributes[WANTED_LEVEL] = self._level
+        attributes = self.wanted.put_into(self.session.metadata.attributes)
         with suppress(VmcpError), trio.move_on_after(STORED_WITHIN):
             await self.session.set_attributes(attributes)
+            self.wanted.note_stored(attributes)
 
     async def tell_wanted(self) -> None:
         """The session was restored, or woke: tell its backends what the client wants of them."""
+        await self.tell_news(News(self.wanted.level, frozenset(self.wanted.subscribed), frozenset()))
+
+    async def tell_news(self, news: News) -> None:
+        """Tell the backends what the client wants of them. It may want something else by the time that this begins."""
 
         async def tell(request: Callable[[str], Awaitable[None]], what: str) -> None:
             with suppress(VmcpError):  # that backend is away, or offers it no longer
                 await request(what)
 
         async with trio.open_nursery() as nursery:
-            if self._level is not None:
-                start_task(nursery, tell, self.session.set_log_level, self._level)
-            for uri in self.subscribed:
+            if news.level is not None and news.level == self.wanted.level:
+                start_task(nursery, tell, self.session.set_log_level, news.level)
+            for uri in news.added & self.wanted.subscribed:
                 start_task(nursery, tell, self.session.subscribe_resource, uri)
+            for uri in news.removed - self.wanted.subscribed:
+                start_task(nursery, tell, self.session.unsubscribe_resource, uri)
 
     # --- messages of the client that have no answer
 
@@ -333,7 +333,7 @@ class ClientSession:
 
     def pass_log_message(self, request: ServerRequest) -> None:
         """A backend may send more than the level that the client has set, as backends without levels do."""
-        if self._level is not None and not is_severe(request.params.get("level"), self._level):
+        if self.wanted.level is not None and not is_severe(request.params.get("level"), self.wanted.level):
             return
         data = encode_notice(MESSAGE, request.params)
         exchange = self._exchange_of(request)
@@ -394,7 +394,7 @@ class ClientSession:
     def on_change(self, change: SessionChange) -> None:
         """A change in the session, for the stream outside of requests."""
         if change.kind == "resource_updated":
-            if change.uri in self.subscribed:
+            if change.uri in self.wanted.subscribed:
                 self._tell(RESOURCE_UPDATED, {"uri": change.uri})
             return
         self.tell_changed_lists()
@@ -405,7 +405,7 @@ class ClientSession:
         """
         self._opened.unpark_all()
         self.tell_changed_lists()
-        for uri in self.subscribed:
+        for uri in self.wanted.subscribed:
             self._tell(RESOURCE_UPDATED, {"uri": uri})
 
     def forget_seen(self) -> None:
@@ -438,18 +438,6 @@ async def _cancel_when_draining(session: Session, scope: trio.CancelScope) -> No
     """
     await session.wait_draining()
     scope.cancel(reason="the session of the client has ended")
-
-
-def _listed(uris: Iterable[str]) -> str:
-    """As many as fit."""
-    kept: list[str] = []
-    size = 2
-    for uri in sorted(uris):
-        size += len(json.dumps(uri)) + 2
-        if size > MOST_SUBSCRIBED:
-            break
-        kept.append(uri)
-    return json.dumps(kept)
 
 
 def _without_token(params: JSON) -> JSON:

@@ -28,7 +28,6 @@ from trio_vmcp.models import SessionState
 from trio_vmcp.serve._asgi import ClientGone, HttpReply, HttpRequest
 from trio_vmcp.serve._batches import answer_batch
 from trio_vmcp.serve._client_session import (
-    PROTOCOL_VERSION,
     STREAM_PATIENCE,
     Clients,
     ClientSession,
@@ -42,6 +41,7 @@ from trio_vmcp.serve._errors import INVALID_REQUEST, Refusal, opened, refusal_of
 from trio_vmcp.serve._exchange import JSON_BODY, Exchange, Exchanges, HttpExchange, QuietExchange
 from trio_vmcp.serve._messages import encode_answer, encode_refusal
 from trio_vmcp.serve._streams import EVENT_STREAM, EventStream
+from trio_vmcp.serve._wanted import PROTOCOL_VERSION
 from trio_vmcp.serve.settings import ServeSettings
 from trio_vmcp.session import Session
 
@@ -250,8 +250,11 @@ class LegacyFront(Clients):
             return client
         slept = client.state.session.state is SessionState.CLOSED
         client.state.session = session
+        news = client.state.wanted.take_over(session.metadata.attributes)
         if slept:
             self._manager.start_task(client.state.tell_wanted)
+        elif news is not None:  # the client has been on another instance meanwhile
+            self._manager.start_task(client.state.tell_news, news)
         return client
 
     def _adopt(self, session: Session) -> _HttpClient:

@@ -14,8 +14,8 @@ import trio
 
 from trio_vmcp.manager import SessionManager
 from trio_vmcp.models import JSON, BackendStatus
-from trio_vmcp.serve._client_session import PROTOCOL_VERSION
 from trio_vmcp.serve._version import SERVER_INFO
+from trio_vmcp.serve._wanted import PROTOCOL_VERSION
 from trio_vmcp.session import Session
 
 __all__ = ["MOST_BACKENDS", "prefers_page", "status_document"]
