@@ -195,6 +195,20 @@ def test_what_one_instance_has_stored_is_no_news_to_it() -> None:
     assert (set(), "error") == (wanted.subscribed, wanted.level)
 
 
+@pytest.mark.parametrize("is_told", [True, False], ids=["of its writes", "by reading the row"])
+def test_what_this_instance_has_stored_before_may_be_of_another_one(is_told: bool) -> None:
+    """The same list as some time ago: the client has unsubscribed on the other instance, and here, earlier, too."""
+    wanted = Wanted.of({PROTOCOL_VERSION: LEGACY, SUBSCRIBED: "[]"})
+    for uris in ({"a"}, set[str](), {"a"}):
+        wanted.subscribed = set(uris)
+        sent = wanted.put_into({PROTOCOL_VERSION: LEGACY})
+        if is_told:
+            wanted.note_stored(sent)
+        else:
+            assert wanted.take_over(sent) is None
+    assert News(None, frozenset(), frozenset("a")) == wanted.take_over({PROTOCOL_VERSION: LEGACY, SUBSCRIBED: "[]"})
+
+
 def test_what_another_instance_has_stored_is_taken_over() -> None:
     """What could not be stored here stays; attributes of an application's own say nothing."""
     wanted = Wanted.of({PROTOCOL_VERSION: LEGACY, SUBSCRIBED: '["a", "b"]'})

@@ -83,6 +83,7 @@ class Wanted:
     def note_stored(self, attributes: Mapping[str, str]) -> None:
         """The storage has taken these, of `put_into`."""
         self._seen = _Stored.of(attributes)
+        self._arrived(self._seen)
 
     def take_over(self, attributes: Mapping[str, str]) -> News | None:
         """What another instance has stored since this one looked last becomes what the client wants here, too; None:
@@ -95,7 +96,7 @@ class Wanted:
         if stored == before or PROTOCOL_VERSION not in attributes:  # without it, an application has set its own
             return None
         self._seen = stored
-        if stored in self._sent:
+        if self._arrived(stored):
             return None
         now = stored.uris()
         news = News(
@@ -106,6 +107,16 @@ class Wanted:
         self.level = news.level or self.level
         self.subscribed = (self.subscribed | news.added) - news.removed
         return news
+
+    def _arrived(self, stored: _Stored) -> bool:
+        """Whether this instance has sent it. What was sent before has arrived, too, or never will: the same from now on
+        is of another instance.
+        """
+        if stored not in self._sent:
+            return False
+        while self._sent.popleft() != stored:
+            pass
+        return True
 
 
 def _listed(uris: Iterable[str]) -> str:
