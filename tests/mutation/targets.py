@@ -158,7 +158,7 @@ TARGETS: Mapping[str, Target] = {
         ),
     ),
     "trio_vmcp._client.channels.pace": Target(
-        _client("walls", "lines", "duplex", "http_link", "notifications", "order", "steps")
+        _client("pace", "walls", "lines", "duplex", "http_link", "notifications", "order", "steps")
     ),
     "trio_vmcp._client.channels.inbox": Target(
         _client(
@@ -287,6 +287,10 @@ EQUIVALENT: Mapping[str, str] = {
     "<module>: 10.0 becomes 11.0 in `TRIAL_TIMEOUT = 10.0`": "A second more of a bound.",
     "Http11Transport.send: <= becomes < in `if trio.current_time() - begun_at <= AT_ONCE:`": "An instant.",
     "Http11Transport.send: >= becomes > in `if age >= LEAST_FOUND:`": "An instant.",
+    "Pace.wait: < becomes <= in `if self._bytes < 0:`": "Nothing is waited for.",
+    "Pace.wait: 0 becomes 1 in `if self._bytes < 0:`": "Nothing is waited for.",
+    "pieces: delete `if len(chunk) <= SMALL_PIECE:`": "A short chunk is one piece, whether it is cut or not.",
+    "pieces: <= becomes < in `if len(chunk) <= SMALL_PIECE:`": "As above.",
     "<module>: 60.0 becomes 61.0 in `MOST_PAUSE = 60.0`": "A second more of a pause that is drawn.",
     "_as_it_is: return nothing in `return name`": (
         "Not called: only resources have no rule for their names, and their names have no prefixes."
