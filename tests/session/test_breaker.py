@@ -389,7 +389,7 @@ async def test_an_old_answer_does_not_make_a_recovering_backend_ready(autojump_c
 
 
 async def test_a_new_connection_closes_the_circuit(autojump_clock: MockClock) -> None:
-    """After a reconnect calls do not wait for a trial."""
+    """After a reconnect calls wait neither for a trial nor for the lists."""
     connector = PlainConnector()
     crash = trio.Event()
 
@@ -410,9 +410,11 @@ async def test_a_new_connection_closes_the_circuit(autojump_clock: MockClock) ->
                 await trio.sleep(10)
             await fail_calls(session, 1, "b0_echo")
             connector.on_request.clear()
-            crash.set()
-            await trio.sleep(1)
-            await session.call_tool("b0_echo")
+            async with session.changes() as changes:
+                crash.set()
+                while state_of(session, "b0") is not BackendState.READY:
+                    await changes.receive()
+                await session.call_tool("b0_echo")
 
 
 async def test_a_hung_trial_closes_nothing(autojump_clock: MockClock) -> None:
