@@ -1,7 +1,7 @@
 """The front: one MCP endpoint for real clients, over a `SessionManager`. Map:
 
 - `app.py`: the ASGI application: edges, authentication, the era of a request; `settings.py`: its limits
-- `_legacy.py`, `_client_session.py`: the handshake era: over HTTP, and one client whatever carries it
+- `_legacy.py`, `_client_session.py`, `_wanted.py`: the handshake era: over HTTP, and one client whatever carries it
 - `_modern.py`, `_stateless.py`, `_rounds.py`, `_listening.py`: the stateless era: over HTTP, and whatever carries it;
   its questions, and its streams of changes
 - `_batches.py`: several messages at once

@@ -65,8 +65,8 @@ async def serve(  # noqa: ASYNC128  # `serve_front` calls `started`
         port: 0: any that is free.
         settings, authenticator: As of `asgi_app`.
         config: Hypercorn's own options, such as `certfile` and `keyfile` for TLS. `bind`, and what is about workers and
-            shutting down, have no effect. None: HTTP without TLS, no access log, errors to the _logger
-            `trio_vmcp.serve`.
+            shutting down, have no effect. None: HTTP without TLS, no access log, errors to the logger
+            `trio_vmcp.serve.http`.
 
     Raises:
         OSError: The port cannot be bound, or a file of `config` cannot be read; before `started()`.
