@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import time
+from collections.abc import Generator
+from typing import TypeVar
 
 import trio
 
@@ -20,7 +23,6 @@ from trio_vmcp._protocol.jsonrpc import (
     to_text,
 )
 from trio_vmcp._protocol.numbers import encode_spelled, holds_spelled
-from trio_vmcp._steps import take_steps
 from trio_vmcp.models import JSON
 from trio_vmcp.serve._errors import INVALID_REQUEST, PARSE_ERROR, Refusal
 
@@ -34,7 +36,35 @@ __all__ = [
 ]
 
 MAX_DEPTH = 128
+COSTLY = 16 * 1024  # characters, which take up to 1 ms to parse
+TURN = 0.0001  # s of the processor, for each of which other tasks have a turn; with none of them that is some us
+_T = TypeVar("_T")
 _EMPTY_ARRAY = re.compile(r"[ \t\r\n]*\[[ \t\r\n]*\][ \t\r\n]*")
+
+
+async def _take_paid_steps(steps: Generator[None, None, _T]) -> _T:
+    """What the steps bring. Behind each of them other tasks have turns in proportion to what the step has cost: a call
+    of another client takes some seven turns, and would meet a step of this text in most of them.
+
+    Raises:
+        ValueError: As the steps raise it.
+    """
+    ended: StopIteration | ValueError | None = None
+    while ended is None:
+        began = time.thread_time()
+        try:
+            next(steps)
+        except (StopIteration, ValueError) as end:
+            ended = end
+        for _ in range(1 + int((time.thread_time() - began) / TURN)):
+            await trio.lowlevel.checkpoint()
+    try:
+        if isinstance(ended, ValueError):
+            raise ended
+        value: _T = ended.value
+        return value
+    finally:
+        del ended  # else: a reference cycle
 
 
 async def read_message(data: bytes) -> Message:
@@ -52,9 +82,9 @@ async def read_message(data: bytes) -> Message:
 async def _parse(data: bytes) -> Message:
     try:
         text = to_text(data)
-        if is_cheap(text, MOST_VALUES):
+        if len(text) < COSTLY and is_cheap(text, MOST_VALUES):
             return parse_cheap(text, max_depth=MAX_DEPTH)
-        return await take_steps(parse_in_steps(text, max_depth=MAX_DEPTH, max_values=MOST_VALUES))
+        return await _take_paid_steps(parse_in_steps(text, max_depth=MAX_DEPTH, max_values=MOST_VALUES))
     except BadMessage as bad:
         code = INVALID_REQUEST if bad.is_json else PARSE_ERROR
         raise Refusal(code, f"the body {bad}", status=400) from None
@@ -70,9 +100,8 @@ async def split_batch(data: bytes) -> list[bytes] | None:
         return None
     try:
         text = to_text(data)
-        for _ in check_cost(text, MOST_VALUES):
-            await trio.lowlevel.checkpoint()
-        texts = await take_steps(split_batch_in_steps(text))
+        await _take_paid_steps(check_cost(text, MOST_VALUES))
+        texts = await _take_paid_steps(split_batch_in_steps(text))
     except (BadMessage, TooCostly) as bad:
         raise Refusal(PARSE_ERROR, f"the body {bad}", status=400) from None
     if not texts:
