@@ -53,8 +53,6 @@ class ToolPatterns:
         """
         if name in self._names or (self._globs is not None and self._globs.match(name) is not None):
             return True
-        if not self._hints:
-            return False
         annotations = tool.get("annotations")
         return isinstance(annotations, dict) and any(annotations.get(hint) is True for hint in self._hints)
 

@@ -291,6 +291,9 @@ EQUIVALENT: Mapping[str, str] = {
     "Pace.wait: 0 becomes 1 in `if self._bytes < 0:`": "Nothing is waited for.",
     "pieces: delete `if len(chunk) <= SMALL_PIECE:`": "A short chunk is one piece, whether it is cut or not.",
     "pieces: <= becomes < in `if len(chunk) <= SMALL_PIECE:`": "As above.",
+    "tool_patterns: take all in `globs = sorted(name for name in names if not _GLOB_CHARACTERS.isdisjoint(name))`": (
+        "As a glob, a name without its characters matches itself alone."
+    ),
     "<module>: 60.0 becomes 61.0 in `MOST_PAUSE = 60.0`": "A second more of a pause that is drawn.",
     "_as_it_is: return nothing in `return name`": (
         "Not called: only resources have no rule for their names, and their names have no prefixes."

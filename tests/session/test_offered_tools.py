@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import attrs
@@ -70,6 +71,7 @@ def named(session: Session) -> list[str]:
         (["@destructive"], ["delete_item"]),
         (["@idempotent"], ["delete_item"]),
         (["@openWorld"], ["get_all"]),
+        (["@openWorld", "@idempotent"], ["get_all", "delete_item"]),
         (["@destructive", "echo", "put*"], ["echo", "delete_item", "put_item"]),
         ([], []),
     ],
@@ -113,6 +115,24 @@ def test_a_hint_is_true_and_nothing_else(annotations: object, is_meant: bool) ->
     """Only JSON's `true` is: a backend says whatever it likes."""
     assert is_meant is tool_patterns(["@readOnly"]).match("x", {"name": "x", "annotations": annotations})
     assert not tool_patterns(["@readOnly"]).match("x", {"name": "x"})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "problem"),
+    [
+        pytest.param("", "allow_tools: '' is empty", id="empty"),
+        pytest.param("@read", "allow_tools: '@read' is none of @readOnly, @destructive, ", id="no hint"),
+        pytest.param("@", "allow_tools: '@' is none of @readOnly", id="an at sign"),
+        *(pytest.param(given, None, id=given) for given in ("@readOnly", "[@]read", "read@", "*", "[")),
+    ],
+)
+def test_a_pattern_that_cannot_be_meant_is_refused(pattern: str, problem: str | None) -> None:
+    """At construction, with the pattern and the ones that there are."""
+    if problem is None:
+        Backend(id="b", url="http://b.test/mcp", allow_tools=[pattern])
+        return
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        Backend(id="b", url="http://b.test/mcp", allow_tools=[pattern])
 
 
 def test_a_name_with_a_bracket_is_a_name_too() -> None:
