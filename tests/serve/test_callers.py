@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from support.jwt_issuer import KeyServer, make_key, make_token
 from trio.testing import MockClock
 
 from trio_vmcp import Identity, LocalStorage
-from trio_vmcp.serve import ServeSettings, Unauthenticated
+from trio_vmcp.serve import AuthenticatorUnavailable, ServeSettings, Unauthenticated
 from trio_vmcp.serve.jwt import JwtAuthenticator
 from trio_vmcp.testing import open_memory_network
 
@@ -181,6 +182,50 @@ async def test_an_authenticator_that_crashes_lets_no_request_in(
         assert [] == world.backends["a"].exchanges
     assert "KeyError" in caplog.text
     assert "s3cret" not in caplog.text
+
+
+@pytest.mark.parametrize("gives", [None, "alice", {"sub": "alice"}, ("i", "s")], ids=repr)
+@EVERY_REQUEST
+async def test_an_authenticator_that_gives_no_identity_lets_no_request_in(
+    ask: Ask, gives: Any, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as one that has forgotten to return it: else all principals would be one, without a name."""
+
+    class Forgetful:
+        async def authenticate(self, headers: Mapping[str, str]) -> Any:
+            return gives
+
+    async with front_world(authenticator=Forgetful()) as world:
+        reply = await ask(world, {"authorization": "Bearer s3cret"})
+        assert (503, "5") == (reply.status, reply.headers["retry-after"])
+        assert [] == world.backends["a"].exchanges
+    assert f"it gave {type(gives).__name__}, and no Identity" in caplog.text
+    assert "alice" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "header"),
+    [
+        (AuthenticatorUnavailable("away", retry_after=math.inf), 503, ("retry-after", "5")),
+        (AuthenticatorUnavailable("away", retry_after=math.nan), 503, ("retry-after", "5")),
+        (AuthenticatorUnavailable("away", retry_after=-1), 503, ("retry-after", "5")),
+        (AuthenticatorUnavailable("away", retry_after=90), 503, ("retry-after", "90")),
+        (Unauthenticated("no", 'Bearer realm="a\r\nX: y\0"'), 401, ("www-authenticate", 'Bearer realm="a X: y "')),
+        (Unauthenticated("no", 'Bearer realm="日本"'), 401, ("www-authenticate", 'Bearer realm="??"')),
+    ],
+)
+async def test_what_an_authenticator_says_is_made_to_fit_a_header(
+    error: Exception, status: int, header: tuple[str, str], autojump_clock: MockClock
+) -> None:
+    """A reply that no server can send would be a connection that ends."""
+
+    class Refusing:
+        async def authenticate(self, headers: Mapping[str, str]) -> Identity:
+            raise error
+
+    async with front_world(authenticator=Refusing()) as world:
+        reply = await initialize(world, {})
+        assert (status, header[1]) == (reply.status, reply.headers[header[0]])
 
 
 @pytest.mark.parametrize(

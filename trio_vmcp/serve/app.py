@@ -43,7 +43,9 @@ __all__ = ["Front", "asgi_app"]
 
 _logger = logging.getLogger("trio_vmcp.serve")
 AUTHENTICATOR_DELAY = 5.0  # s, after which a request is worth sending again for which the authenticator has crashed
+MOST_DELAY = 3600.0  # s; an authenticator of the user's may say anything
 UNAVAILABLE = -32000  # from the range that JSON-RPC 2.0 §5.1 leaves to implementations
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f]+")  # of which none may stand in a header: RFC 9110 §5.5
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)  # what is none is no version of either era: 400, also for GET
 _Handler: TypeAlias = Callable[[HttpRequest, HttpReply, Identity | None], Awaitable[None]]
 
@@ -202,9 +204,10 @@ class Front:
         if self._authenticator is None:
             return None
         try:
-            return await self._authenticator.authenticate(request.headers)
+            identity = await self._authenticator.authenticate(request.headers)
         except Unauthenticated as error:
-            text = error.challenge if self._resource is None else self._resource.challenge(error.challenge)
+            text = _CONTROLS.sub(" ", error.challenge)
+            text = text if self._resource is None else self._resource.challenge(text)
             challenge = ((b"www-authenticate", text.encode("latin-1", "replace")),)
             raise Refusal(UNAVAILABLE, error.detail, status=401, headers=challenge) from None
         except AuthenticatorUnavailable as error:
@@ -213,6 +216,10 @@ class Front:
             # The text may quote credentials. That a service which it asks is away is the likeliest reason.
             _logger.error("the authenticator failed: %s", describe_crash(crash))
             raise _unverifiable(AUTHENTICATOR_DELAY) from None
+        if not isinstance(identity, Identity):  # None would be a caller like any other that is not known
+            _logger.error("the authenticator failed: it gave %s, and no Identity", type(identity).__name__)
+            raise _unverifiable(AUTHENTICATOR_DELAY)
+        return identity
 
     async def _tell_resource(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
         assert self._resource is not None  # else there are no such paths
@@ -297,7 +304,7 @@ def is_of_modern_era(message: Message, request: HttpRequest) -> bool:
 
 
 def _unverifiable(seconds: float) -> Refusal:
-    delay = ((b"retry-after", b"%d" % max(1, round(seconds))),)
+    delay = ((b"retry-after", b"%d" % (round(seconds) if 1 <= seconds <= MOST_DELAY else AUTHENTICATOR_DELAY)),)
     return Refusal(UNAVAILABLE, "no credentials can be verified now", status=503, headers=delay)
 
 

@@ -30,7 +30,7 @@ class Authenticator(Protocol):
 
         Raises:
             Unauthenticated: The front answers 401.
-            AuthenticatorUnavailable: The front answers 503.
+            AuthenticatorUnavailable: The front answers 503; also to anything else that is raised, or returned.
         """
         ...
 
