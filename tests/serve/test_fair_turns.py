@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 
 import pytest
 import trio
+from support.front import front_world
 from support.front_clients import EVERY_CARRIER, EVERY_ERA, front_client
 from trio.testing import MockClock, assert_no_checkpoints
 
+from trio_vmcp import Identity
 from trio_vmcp.serve._errors import Refusal
 from trio_vmcp.serve._messages import COSTLY, read_message, split_batch
 
@@ -62,6 +64,40 @@ async def test_a_message_as_most_are_is_read_at_once() -> None:
     """To let others run would cost it more than its parse."""
     with assert_no_checkpoints():
         await read_message(call_with("x" * (COSTLY - 200)))
+
+
+class Named:
+    """The principal is the name that a request gives."""
+
+    async def authenticate(self, headers: Mapping[str, str]) -> Identity:
+        await trio.lowlevel.checkpoint()
+        return Identity(issuer="test", subject=headers["authorization"], token=headers["x-token"])
+
+
+async def turns_for(*names: str) -> int:
+    """How many turns others have while these principals send one costly body each, all at once."""
+    async with front_world(authenticator=Named()) as world:
+
+        async def send() -> None:
+            body = call_with([1] * 90_000)[:-1]
+            replies = [
+                world.start_post(body, {"authorization": name, "x-token": str(number)})
+                for number, name in enumerate(names)
+            ]
+            for reply in replies:
+                await reply.done.wait()
+                assert 400 == reply.status
+
+        return await turns_during(send)
+
+
+async def test_many_costly_bodies_of_one_client_are_read_one_by_one(autojump_clock: MockClock) -> None:
+    """Whatever token it has sent with each: four at a time would leave others a quarter of these turns. Another
+    principal does not wait for them.
+    """
+    alone = await turns_for("alice")
+    assert 2 * alone < await turns_for("alice", "alice", "alice", "alice")
+    assert 2 * alone > await turns_for("alice", "bob")
 
 
 @EVERY_CARRIER

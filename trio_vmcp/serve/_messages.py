@@ -27,6 +27,7 @@ from trio_vmcp.models import JSON
 from trio_vmcp.serve._errors import INVALID_REQUEST, PARSE_ERROR, Refusal
 
 __all__ = [
+    "COSTLY",
     "encode_answer",
     "encode_notice",
     "encode_question",
@@ -36,7 +37,7 @@ __all__ = [
 ]
 
 MAX_DEPTH = 128
-COSTLY = 16 * 1024  # characters, which take up to 1 ms to parse
+COSTLY = 16 * 1024  # characters or bytes, which take up to 1 ms to parse
 TURN = 0.0001  # s of the processor, for each of which other tasks have a turn; with none of them that is some us
 _T = TypeVar("_T")
 _EMPTY_ARRAY = re.compile(r"[ \t\r\n]*\[[ \t\r\n]*\][ \t\r\n]*")

@@ -6,8 +6,10 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
+from weakref import WeakValueDictionary
 
 import attrs
+import trio
 
 from trio_vmcp._nursery import describe_crash
 from trio_vmcp._protocol.eras import is_modern_version
@@ -30,7 +32,7 @@ from trio_vmcp.serve._edges import host_problem, origin_problem
 from trio_vmcp.serve._errors import INVALID_REQUEST, Refusal, crashed, refusal_of
 from trio_vmcp.serve._exchange import JSON_BODY, Exchanges
 from trio_vmcp.serve._legacy import LegacyFront
-from trio_vmcp.serve._messages import encode_refusal, read_message, split_batch
+from trio_vmcp.serve._messages import COSTLY, encode_refusal, read_message, split_batch
 from trio_vmcp.serve._modern import ModernFront, require_both_forms
 from trio_vmcp.serve._operator import PROBES, FrontState, OperatorPaths, for_reading
 from trio_vmcp.serve._resource import ProtectedResource, protected_resource
@@ -107,6 +109,10 @@ class Front:
     _paths: dict[str, _Handler] = attrs.field(init=False, repr=False)
     _resource: ProtectedResource | None = attrs.field(init=False, repr=False)
     _refused: int = attrs.field(default=0, init=False)
+    # Of principals whose bodies are being read, or wait for that.
+    _turns: WeakValueDictionary[Identity | None, trio.Lock] = attrs.field(
+        factory=WeakValueDictionary, init=False, repr=False
+    )
 
     def __attrs_post_init__(self) -> None:
         self._exchanges = Exchanges(self._manager.start_task)
@@ -244,6 +250,19 @@ class Front:
         if self.is_draining:
             raise Refusal(UNAVAILABLE, "the server shuts down", status=503, headers=((b"retry-after", b"1"),))
 
+    async def _read(self, request: HttpRequest, identity: Identity | None, body: bytes) -> Message | list[bytes]:
+        """The message in a body, or those of a batch. Of each principal one that takes long to read is read at a time:
+        with many connections it would have as many shares of the processor.
+
+        Raises:
+            Refusal: There is none.
+        """
+        if len(body) < COSTLY:
+            return await _message_in(request, body)
+        turn = self._turns.setdefault(identity, trio.Lock())
+        async with turn:
+            return await _message_in(request, body)
+
     async def _post(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
@@ -253,7 +272,7 @@ class Front:
         except BodyTooLarge:
             limit = self._settings.max_body_bytes
             raise Refusal(INVALID_REQUEST, f"the body is over {limit} bytes (max_body_bytes)", status=413) from None
-        message = await _read(request, body)
+        message = await self._read(request, identity, body)
         if isinstance(message, list):
             self._require_open()
             with self._exchanges.under_way:
@@ -278,12 +297,8 @@ class Front:
             await self._refuse(reply, crashed(error), message)
 
 
-async def _read(request: HttpRequest, body: bytes) -> Message | list[bytes]:
-    """The message in a body, or those of a batch.
-
-    Raises:
-        Refusal: There is none.
-    """
+async def _message_in(request: HttpRequest, body: bytes) -> Message | list[bytes]:
+    """See `Front._read`."""
     try:
         return await split_batch(body) or await read_message(body)
     except Refusal:
