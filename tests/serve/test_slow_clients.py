@@ -122,3 +122,33 @@ async def test_a_client_that_reads_no_response_is_asked_for_no_request(buffer: i
         received = await from_server.receive_some()
         assert 3000 == received.count(b"\n")
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("length", "told"), [(1024, 3), (1025, 0)])
+@EVERY_ERA
+@EVERY_CARRIER
+async def test_what_a_client_has_repeated_is_short(
+    carrier: str, era: str, length: int, told: int, autojump_clock: MockClock
+) -> None:
+    """A long token is as none, and a stream with a long id is refused: each message would cost all clients time."""
+
+    async def work(arguments: JSON, context: CallContext) -> str:
+        for number in range(told):
+            await context.progress(number)
+        return "done"
+
+    backend, token = echo_backend("modern", "sse"), "x" * length
+    backend.add_tool("work", work)
+    async with front_client(carrier, era, backend) as client:
+        params = {"_meta": {"progressToken": token}} if era == "legacy" else {}
+        meta = {"progressToken": token} if era == "modern" else {}
+        await client.result("tools/call", {"name": "a_work", **params}, "call", **meta)
+        assert [token] * told == [each["progressToken"] for each in client.told("notifications/progress")]
+        assert (told > 0) is ("progressToken" in backend.received("tools/call")[-1].meta)
+        if era == "modern":
+            await client.ask("subscriptions/listen", {"notifications": {"toolsListChanged": True}}, token)
+            await trio.sleep(1)
+            acknowledged = client.told("notifications/subscriptions/acknowledged")
+            assert (1 if told else 0) == len(acknowledged)
+            if not told:
+                assert -32600 == (await client.response(token))["error"]["code"]

@@ -19,11 +19,22 @@ from trio_vmcp.serve._asgi import ClientGone, HttpReply, HttpRequest
 from trio_vmcp.serve._messages import encode_notice
 from trio_vmcp.serve._streams import EVENT_STREAM, EventStream
 
-__all__ = ["JSON_BODY", "Exchange", "Exchanges", "HttpExchange", "QuietExchange", "notify", "progress_of"]
+__all__ = [
+    "JSON_BODY",
+    "MOST_REPEATED",
+    "Exchange",
+    "Exchanges",
+    "HttpExchange",
+    "QuietExchange",
+    "is_long",
+    "notify",
+    "progress_of",
+]
 
 JSON_BODY = (b"content-type", b"application/json")
 # s between two looks for requests that take long. Most requests end before one, and cost no task that watches them.
 LOOK_INTERVAL = 0.25
+MOST_REPEATED = 1024  # characters
 
 StartTask = Callable[..., None]
 
@@ -53,6 +64,13 @@ class Exchange(Protocol):
         ...
 
 
+def is_long(mark: object) -> bool:
+    """Whether a text of a client is too long to be repeated in each message of a stream: of 4 MiB, each would take the
+    event loop 30 ms, from all clients.
+    """
+    return isinstance(mark, str) and len(mark) > MOST_REPEATED
+
+
 def notify(exchange: Exchange, method: str, params: JSON) -> None:
     """Send a notification that may get lost where the client is slow."""
     if exchange.takes_messages:
@@ -60,10 +78,12 @@ def notify(exchange: Exchange, method: str, params: JSON) -> None:
 
 
 def progress_of(exchange: Exchange, params: JSON) -> OnProgress | None:
-    """Sends progress under the client's own token; None: the client gave no token, or takes no messages."""
+    """Sends progress under the client's own token; None: the client gave none that may stand in each message, or takes
+    no messages.
+    """
     meta = params.get("_meta")
     token = meta.get("progressToken") if isinstance(meta, dict) else None
-    if type(token) not in (int, str) or not exchange.takes_messages:
+    if type(token) not in (int, str) or is_long(token) or not exchange.takes_messages:
         return None
 
     async def on_progress(progress: float, total: float | None, message: str | None) -> None:

@@ -24,8 +24,8 @@ from trio_vmcp._protocol.methods import (
 from trio_vmcp.errors import VmcpError
 from trio_vmcp.identity import Identity
 from trio_vmcp.models import JSON
-from trio_vmcp.serve._errors import INVALID_PARAMS, UNAVAILABLE, Refusal
-from trio_vmcp.serve._exchange import Exchange
+from trio_vmcp.serve._errors import INVALID_PARAMS, INVALID_REQUEST, UNAVAILABLE, Refusal
+from trio_vmcp.serve._exchange import MOST_REPEATED, Exchange, is_long
 from trio_vmcp.serve._messages import encode_notice
 from trio_vmcp.session import Session
 
@@ -113,6 +113,8 @@ class Listeners:
             Refusal: The params are not those of this request, or the principal has too many streams.
         """
         kinds, uris = _wanted(message.params)
+        if is_long(message.id):
+            raise Refusal(INVALID_REQUEST, f"the id of a stream is over {MOST_REPEATED} characters")
         interest = self._interests.setdefault(session.id, _Interest())
         if interest.streams >= MOST_STREAMS:
             retry_after = ((b"retry-after", b"%d" % STREAMS_DELAY),)
