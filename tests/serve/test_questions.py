@@ -14,6 +14,7 @@ from support.harness import echo_backend
 from trio.testing import MockClock
 
 from trio_vmcp import JSON, FactorySettings
+from trio_vmcp.serve._client_session import MOST_TELLINGS
 from trio_vmcp.serve._listening import ACKNOWLEDGED_WITHIN, MOST_STREAMS
 from trio_vmcp.testing import CallContext, Delay, Hang, RpcError, ScriptedBackend
 
@@ -222,6 +223,28 @@ async def test_roots_that_changed_are_told_to_backends(
         await trio.sleep(1)
         expected = count if backend_era == "legacy" else 0
         assert expected == len(client.world.backends["a"].received("notifications/roots/list_changed"))
+
+
+@EVERY_CARRIER
+async def test_roots_that_change_again_and_again_are_told_in_few_messages(
+    carrier: str, autojump_clock: MockClock
+) -> None:
+    """While a backend takes long for them: a few at a time, and once for all the others. None is told that is no
+    news.
+    """
+    backend, roots = echo_backend("legacy"), "notifications/roots/list_changed"
+    backend.fail(roots, Delay(10))
+    async with front_client(carrier, "legacy", backend, capabilities={"roots": {"listChanged": True}}) as client:
+        await client.result("tools/list")
+        for _ in range(50):
+            await client.notify(roots)
+        await trio.sleep(5)
+        assert MOST_TELLINGS == len(backend.received(roots))
+        await trio.sleep(30)
+        assert MOST_TELLINGS + 1 == len(backend.received(roots))
+        await client.notify(roots)
+        await trio.sleep(30)
+        assert MOST_TELLINGS + 2 == len(backend.received(roots))
 
 
 COMPLETE = "notifications/elicitation/complete"

@@ -89,6 +89,7 @@ def attributes_of(version: str, capabilities: JSON) -> dict[str, str]:
     return {PROTOCOL_VERSION: version, CLIENT_CAPABILITIES: json.dumps(capabilities, separators=(",", ":"))}
 
 
+MOST_TELLINGS = 4  # of changed roots at a time: while one backend takes long, others should hear of the next change
 STREAM_PATIENCE = 5.0  # s that a question waits for a client to be there, and for its stream outside of requests
 
 
@@ -179,6 +180,8 @@ class ClientSession:
     # The lists as the client last saw them, or was told of. A session makes another tuple where a list has changed.
     _seen: dict[Kind, tuple[object, ...]] = attrs.field(factory=dict, init=False, repr=False)
     _is_ended: bool = attrs.field(default=False, init=False)
+    _tellings: int = attrs.field(default=0, init=False)  # of changed roots, that are under way
+    _is_change_untold: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.wanted = Wanted.of(self.session.metadata.attributes)
@@ -278,14 +281,29 @@ class ClientSession:
     async def on_notification(self, message: Notification) -> None:
         """Take a notification. Backends are told of changed roots, which may take long."""
         if message.method == ROOTS_CHANGED:
-            with suppress(VmcpError):  # the session has ended meanwhile, and a notification has no answer
-                await self.session.tell_roots_changed()
+            if self._tellings < MOST_TELLINGS:
+                await self._tell_roots_changed()
+            else:
+                self._is_change_untold = True
         elif message.method == CANCELLED:
             request_id = message.params.get("requestId")
             if type(request_id) in (int, str):
                 exchange = self._running.get(cast("RequestId", request_id))
                 if exchange is not None:
                     exchange.scope.cancel(reason="the client has withdrawn the request")
+
+    async def _tell_roots_changed(self) -> None:
+        """Also of the changes that come while no more tellings may run: once."""
+        self._tellings += 1
+        try:
+            is_untold = True
+            while is_untold:
+                self._is_change_untold = False
+                with suppress(VmcpError):  # the session has ended meanwhile, and a notification has no answer
+                    await self.session.tell_roots_changed()
+                is_untold = self._is_change_untold
+        finally:
+            self._tellings -= 1
 
     def on_reply(self, reply: Result | ErrorReply) -> None:
         """The answer to a question; one that belongs to none is ignored."""
