@@ -15,6 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import JSON, FactorySettings, Identity, LocalStorage, ManagerSettings
 from trio_vmcp.serve import ServeSettings, Unauthenticated
+from trio_vmcp.serve._asgi import HttpRequest
 from trio_vmcp.testing import CallContext, Hang, RpcError, ScriptedBackend
 
 EVERY_ERA = pytest.mark.parametrize("era", ["legacy", "modern"])
@@ -387,6 +388,30 @@ async def test_a_path_with_a_slash_is_the_same_and_others_are_none(autojump_cloc
         for path, status in PATHS:
             reply = await world.request("POST", b"{", {"content-type": "application/json", "accept": BOTH}, path)
             assert status == reply.status
+
+
+@pytest.mark.parametrize(
+    ("root", "path", "rest"),
+    [
+        ("", "/mcp", "/mcp"),
+        ("/api", "/api/mcp", "/mcp"),
+        ("/api", "/mcp", "/mcp"),
+        ("/api/", "/api/mcp", "/mcp"),
+        ("/api", "http://localhost:8000/api/mcp", "/mcp"),
+        ("/m", "/mcp", "/mcp"),
+        ("/m", "/m/mcp", "/mcp"),
+        ("/mcp", "/mcp/", "/"),
+        ("/mcp", "/mcp", ""),
+    ],
+)
+async def test_a_mounted_application_takes_the_whole_path_or_the_rest(root: str, path: str, rest: str) -> None:
+    """Servers differ in what they pass on (ASGI 3.0, HTTP: `root_path`)."""
+
+    async def receive() -> JSON:
+        raise AssertionError
+
+    scope = {"method": "POST", "path": path, "root_path": root, "headers": []}
+    assert rest == HttpRequest.of(scope, receive).path
 
 
 @pytest.mark.parametrize(

@@ -66,9 +66,9 @@ class HttpRequest:
         path = scope["path"]
         if not path.startswith("/"):  # "a server MUST accept the absolute-form in requests" (RFC 9112 §3.2.2)
             path = _AUTHORITY.sub("", path, count=1)
-        root = scope.get("root_path") or ""
+        root = (scope.get("root_path") or "").rstrip("/")
         # A mounted application gets the whole path or the rest of it, as its server sees fit.
-        if root and path.startswith(root):
+        if root and f"{path}/".startswith(f"{root}/"):  # under "/m", "/mcp" is the rest of a path
             path = path[len(root) :]
         return cls(scope["method"], path, headers, repeated, receive)
 
