@@ -52,6 +52,7 @@ import trio_vmcp._client.channels.process
 import trio_vmcp._client.http.link
 import trio_vmcp._session.call
 import trio_vmcp._session.calls
+import trio_vmcp._session.connecting
 import trio_vmcp._session.observed_calls
 import trio_vmcp._session.row
 import trio_vmcp._session.stopping
@@ -337,6 +338,10 @@ async def keeps_hold(original: Any, attempt: Attempt, connection: Connection) ->
 
 
 def does_nothing(original: Any, *args: Any) -> None: ...
+
+
+async def ends_at_once(*args: Any) -> None:
+    await trio.lowlevel.checkpoint()
 
 
 def declares_nothing(original: Any, handlers: BoundHandlers) -> None:
@@ -1076,7 +1081,7 @@ DEFECTS |= {
         "only_unused_backends_are_stopped",
     ),
     "a backend that is never stopped": (
-        wrapped(Membership, "_start_stopping", does_nothing),
+        replaced(trio_vmcp._session.connecting, "stop_when_unused", ends_at_once),
         History(backends=STOPPING, steps=(Open(), Inspect(at=12.0), Close(at=13.0))),
         "unused_backends_are_stopped_in_time",
     ),
