@@ -784,6 +784,29 @@ async def test_a_subscription_that_fails_is_none(autojump_clock: MockClock) -> N
         assert 1 == len(subscribed(backend))
 
 
+async def test_a_subscription_that_is_given_up_takes_no_later_one_along(autojump_clock: MockClock) -> None:
+    """The resource was unsubscribed from, and subscribed to again, while the first request had no answer."""
+    backend = subscribable()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.fail("resources/subscribe", Hang(), times=1)
+        first = trio.CancelScope()
+
+        async def subscribe_first() -> None:
+            with first:
+                await session.subscribe_resource("file:///x")
+
+        async with trio.open_nursery() as callers:
+            callers.start_soon(subscribe_first)
+            await trio.sleep(1)
+            await session.unsubscribe_resource("file:///x")
+            await session.subscribe_resource("file:///x")
+            first.cancel()
+        backend.restart()
+        await session.call_tool("a_echo")
+        await trio.sleep(2)
+        assert ["subscribe", "unsubscribe", "subscribe", "subscribe"] == [what for what, _ in subscribed(backend)]
+
+
 async def test_unsubscribing_reaches_the_backend_of_the_subscription(autojump_clock: MockClock) -> None:
     """Also when the resource is no longer listed."""
     backend = subscribable()

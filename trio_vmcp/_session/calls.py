@@ -48,6 +48,19 @@ _PROGRESS_TOKEN = "progressToken"
 
 
 @attrs.define(eq=False)
+class _Asking:
+    """A subscription that is asked for.
+
+    Attributes:
+        counted_in: The subscriptions of the backend. None: it is not counted yet, or no longer, since its resource was
+            unsubscribed from: what is counted there by now was asked for later.
+    """
+
+    uri: str
+    counted_in: Counter[str] | None = None
+
+
+@attrs.define(eq=False)
 class Calls:
     """What callers ask of a session's backends, each in its caller's task.
 
@@ -62,6 +75,7 @@ class Calls:
     _note_use: Callable[[float], None]
     _log_level: LogLevel
     last_call_at: float = attrs.field(default=0.0, init=False)
+    _asking: list[_Asking] = attrs.field(factory=list, init=False, repr=False)
 
     @trio.lowlevel.enable_ki_protection
     async def call(
@@ -124,30 +138,36 @@ class Calls:
 
     @trio.lowlevel.enable_ki_protection
     async def subscribe(self, uri: str, caller: Identity | None, timeout: float | None) -> None:
-        wanted: Counter[str] | None = None
+        asking = _Asking(uri)
 
         def route() -> tuple[Target, JSON]:
-            nonlocal wanted
             target = self._find_resource(uri)
-            wanted = self._members[target.backend_id].subscriptions
-            wanted[uri] += 1  # before the request: a new connection subscribes again to what is counted here
+            counts = asking.counted_in = self._members[target.backend_id].subscriptions
+            counts[uri] += 1  # before the request: a new connection subscribes again to what is counted here
             return target, {"uri": target.name}
 
+        self._asking.append(asking)
         try:
             await self.call(SUBSCRIBE, uri, route, caller, None, timeout, None)
         except BaseException:
-            if wanted is not None:
+            counts = asking.counted_in
+            if counts is not None:
                 holder = self._find_subscribed(uri)  # another backend by now, if the subscription has moved
-                wanted = wanted if holder is None else self._members[holder.backend_id].subscriptions
-                wanted[uri] -= 1
-                if wanted[uri] <= 0:  # 0: no other call has asked for it; below: it was unsubscribed from meanwhile
-                    del wanted[uri]
+                counts = counts if holder is None else self._members[holder.backend_id].subscriptions
+                counts[uri] -= 1
+                if counts[uri] <= 0:  # no other call has asked for it
+                    del counts[uri]
             raise
+        finally:
+            self._asking.remove(asking)
 
     @trio.lowlevel.enable_ki_protection
     async def unsubscribe(self, uri: str, caller: Identity | None, timeout: float | None) -> None:
         route = partial(self._route_unsubscription, uri)
         told, _ = await self.call(UNSUBSCRIBE, uri, route, caller, None, timeout, None)
+        for asking in self._asking:
+            if asking.uri == uri:
+                asking.counted_in = None
         for member in self._members.values():  # the subscription may have moved meanwhile
             has_moved_here = member is not told and uri in member.subscriptions
             del member.subscriptions[uri]
