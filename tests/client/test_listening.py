@@ -116,11 +116,16 @@ def test_a_server_may_say_when_within_bounds(asked: float, waited: float) -> Non
 
 @pytest.mark.parametrize(("asked", "waited"), [(20.0, 20.0), (1e9, 3600.0), (0.0, 0.5), (None, 0.5)])
 def test_a_refusal_may_ask_for_a_pause(asked: float | None, waited: float) -> None:
-    """`Retry-After` holds for the next attempt, up to an hour, and not for those after it."""
-    backoff = StreamBackoff(0.5, 60)
-    backoff.note_retry_after(asked)
-    assert 0.8 * waited <= (backoff.next_delay() or 0) <= 1.2 * waited
-    assert 0.8 <= (backoff.next_delay() or 0) <= 1.2
+    """`Retry-After` holds for the next attempt, up to an hour, and not for those after it; also in an error."""
+    rejected = BackendRejected("b", "refuses", code=503, status=503, message="", retry_after=asked)
+    for in_an_error in (False, True):
+        backoff = StreamBackoff(0.5, 60)
+        if in_an_error:
+            backoff.note_error(rejected)
+        else:
+            backoff.note_retry_after(asked)
+        assert 0.8 * waited <= (backoff.next_delay() or 0) <= 1.2 * waited
+        assert 0.8 <= (backoff.next_delay() or 0) <= 1.2
 
 
 @pytest.mark.parametrize("settings", [(0.0, 0.0), (0.0, 60.0)])

@@ -195,7 +195,7 @@ TARGETS: Mapping[str, Target] = {
     "trio_vmcp._client.listening": Target(
         (
             *_client("listening", "http_subscriptions", "duplex_subscriptions", "stateless", "subscriptions"),
-            *_session("silent_streams"),
+            *_session("silent_streams", "failing_streams"),
         )
     ),
     "trio_vmcp._manager.agenda": Target(("manager/test_agenda",)),
