@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import trio
-import trio.testing
+from support.paces import charge_messages, delay, messages_charged, spent
 from trio.testing import MockClock
 
 from trio_vmcp._client.channels.pace import (
@@ -28,33 +28,11 @@ from trio_vmcp._client.channels.pace import (
 from trio_vmcp._protocol.jsonrpc import Request
 
 
-async def delay(pace: Pace) -> float:
-    """s that the streams of the backend are not read now."""
-    begun_at = trio.current_time()
-    with trio.testing.assert_checkpoints():
-        await pace.wait()
-    return trio.current_time() - begun_at
-
-
-def charge_messages(pace: Pace, count: float) -> None:
-    for _ in range(int(count)):
-        pace.charge_message(None, 0)
-
-
-async def spent() -> Pace:
-    """A pace whose allowance of messages is used up."""
-    pace = Pace()
-    charge_messages(pace, MESSAGES_AHEAD)
-    assert 0.0 == await delay(pace)
-    return pace
-
-
 async def messages_of(charge: Callable[[Pace], object]) -> float:
     """What this costs, in messages, by the time until the streams are read on."""
     pace = await spent()
     charge(pace)
-    waited = await delay(pace)
-    return waited * MESSAGES_PER_SECOND - MESSAGES_AT_ONCE if waited else 0.0
+    return await messages_charged(pace)
 
 
 async def test_the_figures() -> None:

@@ -162,7 +162,7 @@ TARGETS: Mapping[str, Target] = {
     ),
     "trio_vmcp._client.channels.inbox": Target(
         _client(
-            *("answers", "duplex", "lines", "http_sse", "order", "walls", "server_requests", "notifications"),
+            *("inbox", "answers", "duplex", "lines", "http_sse", "order", "walls", "server_requests", "notifications"),
             *("giving_up", "rounds", "known_results"),
         )
         + _session("silent_streams")

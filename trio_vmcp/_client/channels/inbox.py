@@ -168,7 +168,7 @@ class Inbox:
         text = decode(data)
         if self.takes_batches and isinstance(text, str):
             parts = await split_batch(text, max_values=self.max_json_values)
-            if len(parts) > 1 or parts[0] is not text:
+            if parts[0] is not text:
                 for part in parts:
                     await self._take_text(part, part.encode(errors="surrogatepass"))
                     if self.pace.is_due:
@@ -263,9 +263,7 @@ class Inbox:
         if self._settle(reply_id, Answer(reply, words=words)):
             return True
         problem = f"answered with the id {reply.id!r}, which is no integer"
-        return type(reply.id) is not int and self._settle(
-            meant_id(reply.id), BackendProtocolError(self.backend_id, problem)
-        )
+        return self._settle(meant_id(reply.id), BackendProtocolError(self.backend_id, problem))
 
     def _is_late(self, reply: Result | ErrorReply) -> bool:
         """Whether this answers a request that was given up; each has one answer. While no request waits, an error that

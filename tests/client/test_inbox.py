@@ -1,0 +1,132 @@
+"""The inbox of a connection by itself: batches, what is too large, and what each costs the backend."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import ExitStack
+
+import pytest
+import trio
+from support.paces import messages_charged, spent
+from trio.testing import MockClock
+
+from trio_vmcp._client.channels.channel import Ask, ignore_other
+from trio_vmcp._client.channels.inbox import Inbox
+from trio_vmcp._client.channels.pace import MESSAGES_AHEAD, MESSAGES_PER_SECOND
+from trio_vmcp._protocol.jsonrpc import Notification, Request
+from trio_vmcp._protocol.reading import Oversized
+from trio_vmcp._request_note import RequestNote
+from trio_vmcp.errors import MessageTooLarge
+from trio_vmcp.models import JSON
+
+NEWS = {"jsonrpc": "2.0", "method": "notifications/x"}
+
+
+def new_inbox(heard: list[Request | Notification], *, takes_batches: bool = True) -> Inbox:
+    inbox = Inbox(
+        backend_id="b", max_message_bytes=1000, max_json_depth=100, max_json_values=1e5, on_other=heard.append
+    )
+    inbox.takes_batches = takes_batches
+    return inbox
+
+
+def ask(number: int) -> Ask:
+    return Ask(number, "tools/call", {}, None, ignore_other, RequestNote())
+
+
+def oversized(message: JSON) -> Oversized:
+    """The message with a member of a megabyte behind the others."""
+    found = Oversized()
+    found.add(json.dumps({**message, "zz": "x" * 1_000_000}).encode())
+    return found
+
+
+async def test_the_messages_of_a_batch_come_in_order(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each by itself: the batch is no message of its own, and there is nothing to warn about."""
+    heard: list[Request | Notification] = []
+    await new_inbox(heard).take_message(json.dumps([NEWS, {**NEWS, "method": "notifications/y"}]).encode())
+    assert ["notifications/x", "notifications/y"] == [message.method for message in heard]
+    assert [] == [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("takes_batches", [False, True])
+async def test_bytes_that_are_no_text_are_skipped(
+    takes_batches: bool, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where batches are looked for."""
+    heard: list[Request | Notification] = []
+    inbox = new_inbox(heard, takes_batches=takes_batches)
+    await inbox.take_message(b'[{"jsonrpc":"2.0","method":"\xff"}]')
+    await inbox.take_message(json.dumps(NEWS).encode())
+    assert ["notifications/x"] == [message.method for message in heard]
+    assert "UTF-8" in caplog.text
+
+
+async def test_a_batch_is_taken_at_the_pace_of_its_backend(autojump_clock: MockClock) -> None:
+    """Its messages cost as if each had come alone, and those behind the allowance wait."""
+    heard: list[Request | Notification] = []
+    begun_at = trio.current_time()
+    count = int(MESSAGES_AHEAD + MESSAGES_PER_SECOND)
+    await new_inbox(heard).take_message(json.dumps([NEWS] * count).encode())
+    assert count == len(heard)
+    assert 0.9 < trio.current_time() - begun_at < 1.1
+
+
+async def charged(inbox: Inbox, message: Oversized) -> float:
+    """What this costs, in messages."""
+    inbox.pace = await spent()
+    inbox.take_oversized(message)
+    return await messages_charged(inbox.pace)
+
+
+async def test_an_answer_that_is_too_large_costs_nothing_where_it_is_waited_for(autojump_clock: MockClock) -> None:
+    """It fails its request. Another message that is too large costs what a small one does."""
+    for message, cost in ({"jsonrpc": "2.0", "id": 1, "result": {}}, 0), ({"id": 7, "result": {}}, 1), (NEWS, 1):
+        inbox = new_inbox([])
+        with inbox.pending(ask(1)) as pending:
+            assert cost == pytest.approx(await charged(inbox, oversized(message)))
+            assert pending.is_settled is (cost == 0)
+
+
+@pytest.mark.parametrize("held", [0, 1])
+@pytest.mark.parametrize("calls", [0, 1, 2])
+async def test_a_message_that_is_too_large_and_unknown_fails_all_calls(
+    calls: int, held: int, autojump_clock: MockClock
+) -> None:
+    """Which of them it is for is not known. A held stream is meant only where there is no call. Without either it is
+    charged.
+    """
+    unknown = Oversized()
+    unknown.add(b"x" * 2000)
+    inbox = new_inbox([])
+    with ExitStack() as stack:
+        streams = [stack.enter_context(inbox.pending(ask(10 + number), is_held=True)) for number in range(held)]
+        pending = [stack.enter_context(inbox.pending(ask(number))) for number in range(calls)]
+        assert (0 if calls or held else 1) == pytest.approx(await charged(inbox, unknown))
+        assert [not calls] * held == [each.is_settled for each in streams]
+        for each in pending:
+            assert isinstance(await each.wait(ignore_other), MessageTooLarge)
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize(
+    ("answer", "is_for_the_only_one"),
+    [
+        pytest.param({"id": "server-error", "error": {"code": -1, "message": "no"}}, True, id="error"),
+        pytest.param({"error": {"code": -1, "message": "no"}}, True, id="error without an id"),
+        pytest.param({"id": "server-result", "result": {}}, False, id="result"),
+        pytest.param({"id": 7, "error": {"code": -1, "message": "no"}}, False, id="error to another"),
+    ],
+)
+async def test_only_an_error_may_leave_open_what_it_answers(
+    answer: JSON, is_for_the_only_one: bool, calls: int, autojump_clock: MockClock
+) -> None:
+    """It is for the one call that waits; of two, for neither."""
+    inbox = new_inbox([])
+    with ExitStack() as stack:
+        pending = [stack.enter_context(inbox.pending(ask(number))) for number in range(calls)]
+        await inbox.take_message(json.dumps({"jsonrpc": "2.0", **answer}).encode())
+        assert [is_for_the_only_one and calls == 1] * calls == [each.is_settled for each in pending]
