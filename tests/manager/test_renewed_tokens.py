@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import attrs
 import pytest
 import trio
 from support.channels import CHANNELS, Channel
 from support.endpoint import open_endpoint
+from support.plain_connector import PlainClient, PlainConnector, plain_backends
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_vmcp import Backend, BearerAuth, FactorySettings, Identity, Session, SessionManager, open_session_manager
+from trio_vmcp import (
+    Backend,
+    BackendClient,
+    BearerAuth,
+    FactorySettings,
+    Identity,
+    Session,
+    SessionManager,
+    open_session_factory,
+    open_session_manager,
+)
 from trio_vmcp.testing import ScriptedBackend
 
 OPENER = Identity(issuer="https://issuer.test", subject="alice", token="opened")
@@ -97,3 +109,30 @@ async def test_a_backend_that_joins_later_gets_it(channel: Channel, autojump_clo
         found = tokens(backend, since)
     assert found
     assert only_renewed(found), found
+
+
+async def test_a_client_of_ones_own_that_takes_no_token(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its crash costs neither the request that has brought the token, nor the other backends theirs."""
+    taken: list[str] = []
+
+    class Own(PlainClient):
+        def renew_identity(self, identity: Identity) -> None:
+            taken.append(identity.token)
+            if self.record.backend_id == "b0":
+                raise RuntimeError(identity.token)
+
+    async def connect(backend: Backend, **wanted: Any) -> BackendClient:
+        plain = await PlainConnector()(backend, **wanted)
+        return Own(plain.record, plain.server_capabilities)
+
+    async with open_session_factory(connector=connect) as factory:
+        async with open_session_manager(factory, plain_backends(2)) as manager:
+            made = await manager.create(identity=OPENER)
+            session = await manager.get(made.id, caller=RENEWED)
+            await session.call_tool("b0_echo")
+            await session.call_tool("b1_echo")
+    assert ["renewed"] * 2 == taken
+    assert "a client did not take a newer token: RuntimeError" in caplog.text
+    assert "renewed" not in caplog.text

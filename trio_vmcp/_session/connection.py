@@ -119,11 +119,15 @@ class Connection:
 
     def renew_identity(self, identity: Identity) -> None:
         """What the connection does by itself, such as its goodbye, carries the newer token of this identity from now
-        on. A client of the user's own has no such method.
+        on. A client of the user's own has such a method if it wraps one of ours, or by chance.
         """
         renew = getattr(self.client, "renew_identity", None)
-        if renew is not None:
+        if renew is None:
+            return
+        try:
             renew(identity)
+        except Exception as crash:  # noqa: BLE001  # it must not cost the request that has brought the token
+            logger.warning("a client did not take a newer token: %s", describe_crash(crash))
 
     async def tell_roots_changed(self, identity: Identity | None, limit: TimeLimit) -> None:
         """See `Session.tell_roots_changed`. A failure is logged, and raises nothing."""
