@@ -649,6 +649,27 @@ async def test_a_client_that_leaves_during_initialize_leaves_no_session(autojump
             await world.app.drain()
 
 
+async def test_a_client_that_leaves_before_its_id_is_sent_leaves_no_session(autojump_clock: MockClock) -> None:
+    """Where the server says so: `send` raises OSError (ASGI 3.0, HTTP)."""
+    async with front_world() as world:
+        params = {"protocolVersion": LEGACY, "capabilities": {}}
+        body = json.dumps({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}).encode()
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        pieces = [{"type": "http.request", "body": body}]
+
+        async def receive() -> Mapping[str, Any]:
+            return pieces.pop() if pieces else await trio.sleep_forever()
+
+        async def send(message: dict[str, Any]) -> None:
+            assert 1 == world.manager.statistics.live
+            raise BrokenPipeError
+
+        await world.app({"type": "http", "method": "POST", "path": "/mcp", "headers": headers}, receive, send)
+        await trio.sleep(3)
+        assert 0 == world.manager.statistics.live
+        assert {} == world.backends["a"].sessions
+
+
 async def test_a_server_that_repeats_the_body_holds_nothing_up(autojump_clock: MockClock) -> None:
     """Such as the `receive` of a simple test, which knows no disconnect and has no checkpoint."""
     async with front_world() as world:

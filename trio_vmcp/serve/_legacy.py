@@ -12,6 +12,7 @@ import math
 import re
 import secrets
 from collections import deque
+from contextlib import suppress
 from functools import partial
 
 import attrs
@@ -186,12 +187,14 @@ class LegacyFront(Clients):
     async def delete(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
         """End the session. The answer comes once it takes no more requests; what runs drains behind that."""
         _check_version(request)
-        session_id = _session_id(request)
+        await self._terminate(_session_id(request), identity)
+        await reply.respond(204)
+
+    async def _terminate(self, session_id: str, identity: Identity | None) -> None:
         await self._manager.terminate(session_id, caller=identity, wait=False)
         client = self._clients.pop(session_id, None)
         if client is not None:
             self._end(client)
-        await reply.respond(204)
 
     def close(self) -> None:
         """The server shuts down: end the streams that would stay open."""
@@ -227,7 +230,11 @@ class LegacyFront(Clients):
             raise ClientGone
         self._adopt(session)
         headers = ((b"content-type", b"application/json"), (SESSION_ID.encode(), session.id.encode()))
-        await reply.respond(200, encode_answer(message.id, initialize_result(version)), headers)
+        with suppress(ClientGone):
+            await reply.respond(200, encode_answer(message.id, initialize_result(version)), headers)
+            return
+        await self._terminate(session.id, identity)
+        raise ClientGone
 
     async def _client(self, request: HttpRequest, identity: Identity | None) -> _HttpClient:
         """The client that a request comes from.
