@@ -55,6 +55,7 @@ class SessionManager(Protocol):
     Raises:
         SessionClosed: The manager is closing or closed.
         StorageError: The storage is away, for what is not live here. Nothing is lost; the request may be repeated.
+        Exception: A source of backends has raised it, where a session is made, restored or woken.
     """
 
     async def create(
@@ -139,6 +140,7 @@ class SessionManager(Protocol):
 
         Raises:
             ValueError: Two backends have one id, or there is no connector for one; nothing has changed.
+            Exception: A source has raised it; nothing has changed.
         """
         ...
 
