@@ -130,3 +130,48 @@ async def test_only_an_error_may_leave_open_what_it_answers(
         pending = [stack.enter_context(inbox.pending(ask(number))) for number in range(calls)]
         await inbox.take_message(json.dumps({"jsonrpc": "2.0", **answer}).encode())
         assert [is_for_the_only_one and calls == 1] * calls == [each.is_settled for each in pending]
+
+
+UNTOLD = {"error": {"code": -1, "message": "no"}}
+
+
+@pytest.mark.parametrize(
+    ("answers", "waiting", "warned"),
+    [
+        pytest.param([{"id": 1, "result": {}}], 0, False, id="result"),
+        pytest.param([{"id": 1, "result": {}}] * 2, 0, True, id="two results"),
+        pytest.param([{"id": 2, "result": {}}], 0, True, id="another's result"),
+        pytest.param([UNTOLD], 0, False, id="error without an id"),
+        pytest.param([UNTOLD] * 2, 0, True, id="two errors without an id"),
+        pytest.param([UNTOLD, {"id": 1, "result": {}}], 0, True, id="the error was the answer"),
+        pytest.param([UNTOLD], 1, True, id="error that may be another's"),
+    ],
+)
+async def test_one_late_answer_to_a_request_that_was_given_up_is_expected(
+    answers: list[JSON], waiting: int, warned: bool, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """ "The sender of the cancellation SHOULD ignore any response" (2025-11-25): without a warning. Any more is odd."""
+    inbox = new_inbox([])
+    with inbox.pending(ask(1)):
+        pass
+    with ExitStack() as stack:
+        pending = [stack.enter_context(inbox.pending(ask(10 + number))) for number in range(waiting)]
+        for answer in answers:
+            await inbox.take_message(json.dumps({"jsonrpc": "2.0", **answer}).encode())
+        assert not any(each.is_settled for each in pending)
+    assert warned is any(record.levelno >= logging.WARNING for record in caplog.records)
+
+
+async def test_the_oldest_requests_that_were_given_up_are_forgotten(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A hundred late answers are expected."""
+    inbox = new_inbox([])
+    for number in range(101):
+        with inbox.pending(ask(number)):
+            pass
+    for number in range(1, 101):
+        await inbox.take_message(json.dumps({"jsonrpc": "2.0", "id": number, "result": {}}).encode())
+    assert "" == caplog.text
+    await inbox.take_message(b'{"jsonrpc":"2.0","id":0,"result":{}}')
+    assert "dropped an answer" in caplog.text
