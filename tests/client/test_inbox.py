@@ -6,15 +6,17 @@ import json
 import logging
 from contextlib import ExitStack
 
+import attrs
 import pytest
 import trio
 from support.paces import messages_charged, spent
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp._client.channels.channel import Ask, ignore_other
-from trio_vmcp._client.channels.inbox import Inbox
+from trio_vmcp._client.channels.inbox import PROGRESS_COST, Inbox
 from trio_vmcp._client.channels.pace import MESSAGES_AHEAD, MESSAGES_PER_SECOND
 from trio_vmcp._protocol.jsonrpc import Notification, Request
+from trio_vmcp._protocol.outcomes import Loss
 from trio_vmcp._protocol.reading import Oversized
 from trio_vmcp._request_note import RequestNote
 from trio_vmcp.errors import MessageTooLarge
@@ -23,11 +25,12 @@ from trio_vmcp.models import JSON
 NEWS = {"jsonrpc": "2.0", "method": "notifications/x"}
 
 
-def new_inbox(heard: list[Request | Notification], *, takes_batches: bool = True) -> Inbox:
+def new_inbox(heard: list[Request | Notification], *, takes_batches: bool = True, most: int = 1000) -> Inbox:
     inbox = Inbox(
-        backend_id="b", max_message_bytes=1000, max_json_depth=100, max_json_values=1e5, on_other=heard.append
+        backend_id="b", max_message_bytes=most, max_json_depth=100, max_json_values=1e5, on_other=heard.append
     )
-    inbox.takes_batches = takes_batches
+    if takes_batches:
+        inbox.takes_batches = True
     return inbox
 
 
@@ -50,6 +53,14 @@ async def test_the_messages_of_a_batch_come_in_order(
     await new_inbox(heard).take_message(json.dumps([NEWS, {**NEWS, "method": "notifications/y"}]).encode())
     assert ["notifications/x", "notifications/y"] == [message.method for message in heard]
     assert [] == [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_a_batch_is_no_message_at_first(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    """It is one where the negotiated version says so."""
+    heard: list[Request | Notification] = []
+    await new_inbox(heard, takes_batches=False).take_message(json.dumps([NEWS, NEWS]).encode())
+    assert [] == heard
+    assert "an array" in caplog.text
 
 
 @pytest.mark.parametrize("takes_batches", [False, True])
@@ -141,6 +152,8 @@ UNTOLD = {"error": {"code": -1, "message": "no"}}
         pytest.param([{"id": 1, "result": {}}], 0, False, id="result"),
         pytest.param([{"id": 1, "result": {}}] * 2, 0, True, id="two results"),
         pytest.param([{"id": 2, "result": {}}], 0, True, id="another's result"),
+        pytest.param([{"id": 2, **UNTOLD}], 0, True, id="another's error"),
+        pytest.param([{"id": "x", "result": {}}], 0, True, id="a result of nothing"),
         pytest.param([UNTOLD], 0, False, id="error without an id"),
         pytest.param([UNTOLD] * 2, 0, True, id="two errors without an id"),
         pytest.param([UNTOLD, {"id": 1, "result": {}}], 0, True, id="the error was the answer"),
@@ -175,3 +188,56 @@ async def test_the_oldest_requests_that_were_given_up_are_forgotten(
     assert "" == caplog.text
     await inbox.take_message(b'{"jsonrpc":"2.0","id":0,"result":{}}')
     assert "dropped an answer" in caplog.text
+
+
+async def test_a_second_answer_is_odd(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    """Also while the task that waits has not taken the first."""
+    inbox = new_inbox([])
+    with inbox.pending(ask(1)) as pending:
+        for _ in range(2):
+            assert "" == caplog.text
+            await inbox.take_message(b'{"jsonrpc":"2.0","id":1,"result":{}}')
+        assert pending.is_settled
+    assert "dropped an answer" in caplog.text
+
+
+async def test_what_is_noted_of_calls_that_wait(autojump_clock: MockClock) -> None:
+    """Streams are no calls, and nothing waits once the connection has ended."""
+    inbox = new_inbox([])
+    call, stream = ask(1), ask(2)
+    with inbox.pending(call), inbox.pending(stream, is_held=True):
+        assert {call.note} == inbox.notes
+        assert inbox.is_waited_for
+        inbox.close(Loss("has ended"))
+        assert frozenset() == inbox.notes
+        assert not inbox.is_waited_for
+
+
+def progress(number: int) -> bytes:
+    """Of 200 bytes."""
+    params = {"progressToken": 1, "progress": number, "message": ""}
+    text = json.dumps({"jsonrpc": "2.0", "method": "notifications/progress", "params": params})
+    return text.replace('""', f'"{"x" * (200 - len(text))}"').encode()
+
+
+@pytest.mark.parametrize(("most", "kept"), [(1, 1), (2 * (200 + PROGRESS_COST), 2), (2 * (200 + PROGRESS_COST) - 1, 1)])
+async def test_the_newest_progress_is_kept_for_a_slow_caller(most: int, kept: int, autojump_clock: MockClock) -> None:
+    """Within the limit of a message, by its bytes and what it takes beside them; one is kept in any case. What was
+    handed over makes room.
+    """
+    heard: list[object] = []
+
+    async def hear(message: Request | Notification) -> None:
+        heard.append(message.params["progress"])
+
+    inbox = new_inbox([], most=most)
+    with inbox.pending(attrs.evolve(ask(1), progress_token=1)) as pending:
+        async with trio.open_nursery() as nursery:
+            for begin in (0, 5):
+                for number in range(begin, begin + 5):
+                    await inbox.take_message(progress(number))
+                if not begin:
+                    nursery.start_soon(pending.wait, hear)
+                await wait_all_tasks_blocked()
+            pending.settle(MessageTooLarge("b", "the test"))
+    assert [*range(5 - kept, 5), *range(10 - kept, 10)] == heard

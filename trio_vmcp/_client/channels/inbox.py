@@ -234,7 +234,6 @@ class Inbox:
             for pending in self._pending.values():
                 pending.settle(loss)
             self._pending.clear()
-            self._by_token.clear()
 
     def _likely(self) -> list[PendingRequest]:
         """The requests that an answer without an id is for: the calls, if there are any. None once a request was given
@@ -272,7 +271,7 @@ class Inbox:
         answered = meant_id(reply.id)
         if answered is None and isinstance(reply, ErrorReply) and self._given_up and not self._pending:
             answered = self._given_up[0]
-        if answered is None or answered not in self._given_up:
+        if answered not in self._given_up:
             return False
         self._given_up.remove(answered)
         return True
