@@ -287,6 +287,9 @@ EQUIVALENT: Mapping[str, str] = {
     "<module>: 10.0 becomes 11.0 in `TRIAL_TIMEOUT = 10.0`": "A second more of a bound.",
     "Http11Transport.send: <= becomes < in `if trio.current_time() - begun_at <= AT_ONCE:`": "An instant.",
     "Http11Transport.send: >= becomes > in `if age >= LEAST_FOUND:`": "An instant.",
+    "Inbox._is_late: ignore `answered is None` in `if answered is None or answered not in self._given_up:`": (
+        "For the type checker: None is the id of no request."
+    ),
     "Pace.wait: < becomes <= in `if self._bytes < 0:`": "Nothing is waited for.",
     "Pace.wait: 0 becomes 1 in `if self._bytes < 0:`": "Nothing is waited for.",
     "pieces: delete `if len(chunk) <= SMALL_PIECE:`": "A short chunk is one piece, whether it is cut or not.",

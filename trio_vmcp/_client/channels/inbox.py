@@ -271,7 +271,7 @@ class Inbox:
         answered = meant_id(reply.id)
         if answered is None and isinstance(reply, ErrorReply) and self._given_up and not self._pending:
             answered = self._given_up[0]
-        if answered not in self._given_up:
+        if answered is None or answered not in self._given_up:
             return False
         self._given_up.remove(answered)
         return True
