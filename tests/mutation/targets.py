@@ -170,8 +170,9 @@ TARGETS: Mapping[str, Target] = {
     "trio_vmcp._client.channels.streamable_session": Target(
         (
             *_client("http_subscriptions", "http_link", "handshake", "answers", "listening", "giving_up"),
-            *_client("greeting", "walls", "explanations", "server_requests"),
-            *_session("recovery", "refused_everything", "restore", "silent_streams"),
+            *_client("greeting", "walls", "explanations", "server_requests", "rounds", "http_rounds", "order"),
+            *_session("recovery", "refused_everything", "restore", "silent_streams", "failing_streams"),
+            *_session("idle_recovery", "close_path", "whose_credentials"),
         ),
         _of(
             "StreamableSession",
