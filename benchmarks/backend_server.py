@@ -14,6 +14,7 @@ that one port had open at a time: contenders with the same requests did the same
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import socket
@@ -22,7 +23,6 @@ from collections import Counter
 from functools import partial
 
 import attrs
-import trio
 from worker import raise_descriptor_limit
 
 JSON_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n%scontent-length: %d\r\n\r\n"
@@ -155,15 +155,17 @@ class Seen:
         return JSON_HEAD % (b"", len(body)) + body
 
 
-def is_open(stream: trio.SocketStream) -> bool:
+def is_open(transport: asyncio.BaseTransport) -> bool:
     """Whether the client's end is open, too. A client that closes one connection and opens the next has one, though
     the server may see the new one first.
     """
     if not hasattr(socket, "TCP_INFO"):
         return True  # TCP_INFO is known on Linux only
-    return stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_ESTABLISHED
+    info: bytes = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+    return info[0] == TCP_ESTABLISHED
 
 
+BACKLOG = 4096  # connections that are not accepted yet
 TCP_ESTABLISHED = 1  # the first byte of the kernel's struct tcp_info
 
 
@@ -211,68 +213,97 @@ def answer(seen: Seen, path: Path, verb: bytes, head: bytes, body: bytes) -> tup
     return pieces if len(result) > LARGE else (b"".join(pieces),)
 
 
-@attrs.define
+@attrs.define(eq=False)
 class Port:
     """One backend."""
 
-    number: int
     seen: Seen
-    open: set[trio.SocketStream] = attrs.field(factory=set)
+    number: int = 0
+    open: set[asyncio.BaseTransport] = attrs.field(factory=set)
     paths: dict[bytes, Path] = attrs.field(factory=dict)
 
-    async def serve_connection(self, stream: trio.SocketStream) -> None:
-        self.open.add(stream)
+    def note_open(self, transport: asyncio.BaseTransport) -> None:
+        self.open.add(transport)
         if len(self.open) > self.seen.connections:
             self.seen.connections = max(self.seen.connections, sum(map(is_open, self.open)))
-        async with stream:
-            try:
-                await self._serve(stream)
-            except trio.BrokenResourceError:
-                return  # the client closed without reading
-            finally:
-                self.open.discard(stream)
 
-    async def _serve(self, stream: trio.SocketStream) -> None:
-        received = b""
-        while True:
-            while (end := received.find(b"\r\n\r\n")) < 0:
-                if not (chunk := await stream.receive_some()):
-                    return
-                received += chunk
-            verb, target, _ = received.split(b" ", 2)
-            head, received = received[: end + 2].lower(), received[end + 4 :]
-            length = int(_header(head, b"content-length") or 0)
-            while len(received) < length:
-                if not (chunk := await stream.receive_some()):
-                    return
-                received += chunk
-            body, received = received[:length], received[length:]
+    def path(self, target: bytes) -> Path:
+        found = self.paths.get(target)
+        if found is None:
+            found = self.paths[target] = read_path(self.number, target)
+        return found
+
+
+class Connection(asyncio.Protocol):
+    """One connection to a backend: one request after another. Callbacks, and no task: a backend that takes as long for
+    a request as the client does would be measured with the client.
+    """
+
+    def __init__(self, port: Port) -> None:
+        self.port = port
+        self.received = b""
+        self.is_answering = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.port.note_open(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.port.open.discard(self.transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        if not self.is_answering:
+            self._serve()
+
+    def _serve(self) -> None:
+        """Answer the requests that are here whole, up to one whose answer waits for its latency."""
+        while (end := self.received.find(b"\r\n\r\n")) >= 0:
+            verb, target, _ = self.received.split(b" ", 2)
+            head = self.received[: end + 2].lower()
+            end += 4 + int(_header(head, b"content-length") or 0)
+            if len(self.received) < end:
+                return
+            body, self.received = self.received[len(head) + 2 : end], self.received[end:]
             if target == b"/seen":
-                await stream.send_all(self.seen.report_and_reset())
+                self.transport.write(self.port.seen.report_and_reset())
                 continue
-            if (path := self.paths.get(target)) is None:
-                path = self.paths[target] = read_path(self.number, target)
+            path = self.port.path(target)
             if path.latency:
-                await trio.sleep(path.latency)
-            for piece in answer(self.seen, path, verb, head, body):
-                await stream.send_all(piece)
-            while verb == b"GET" and path.form == b"storm":  # until the client closes the connection
-                await trio.sleep(STORM_PAUSE)
-                await stream.send_all(CHANGED)
+                self.is_answering = True
+                asyncio.get_running_loop().call_later(path.latency, self._answer_late, path, verb, head, body)
+                return
+            self._answer(path, verb, head, body)
+
+    def _answer_late(self, path: Path, verb: bytes, head: bytes, body: bytes) -> None:
+        self.is_answering = False
+        self._answer(path, verb, head, body)
+        self._serve()
+
+    def _answer(self, path: Path, verb: bytes, head: bytes, body: bytes) -> None:
+        for piece in answer(self.port.seen, path, verb, head, body):
+            self.transport.write(piece)
+        if verb == b"GET" and path.form == b"storm":
+            asyncio.get_running_loop().call_later(STORM_PAUSE, self._tell_changed)
+
+    def _tell_changed(self) -> None:
+        """Until the client closes the connection."""
+        if not self.transport.is_closing():
+            self.transport.write(CHANGED)
+            asyncio.get_running_loop().call_later(STORM_PAUSE, self._tell_changed)
 
 
 async def serve(count: int) -> None:
-    seen = Seen()
-    listeners = [listener for _ in range(count) for listener in await trio.open_tcp_listeners(0, host="127.0.0.1")]
-    ports = [Port(listener.socket.getsockname()[1], seen) for listener in listeners]
-    async with trio.open_nursery() as nursery:
-        for port, listener in zip(ports, listeners, strict=True):
-            nursery.start_soon(partial(trio.serve_listeners, port.serve_connection, [listener]))
-        print(json.dumps([port.number for port in ports]), flush=True)
-        await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
-        nursery.cancel_scope.cancel()
+    loop, seen = asyncio.get_running_loop(), Seen()
+    ports = [Port(seen) for _ in range(count)]
+    for port in ports:
+        server = await loop.create_server(partial(Connection, port), "127.0.0.1", 0, backlog=BACKLOG)
+        port.number = server.sockets[0].getsockname()[1]
+    print(json.dumps([port.number for port in ports]), flush=True)
+    await loop.run_in_executor(None, sys.stdin.read)
 
 
 if __name__ == "__main__":
     raise_descriptor_limit()
-    trio.run(serve, int(sys.argv[1]))
+    asyncio.run(serve(int(sys.argv[1])))
