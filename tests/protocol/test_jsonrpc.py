@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import math
+import sys
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -385,14 +387,16 @@ def test_only_a_text_of_many_values_for_its_length_is_parsed_without_the_collect
 ) -> None:
     """What a list of tools makes is kept, and is cheapest to look at while it is new."""
     text = f'{{"jsonrpc":"2.0","id":1,"result":{{"a":[{",".join(entries)}]}}}}'
-    begun: list[int] = []
+    enabled: list[bool] = []
 
-    def note(phase: str, info: dict[str, int]) -> None:
-        begun.extend([info["generation"]] if phase == "start" else [])
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_name == "raw_decode":
+            enabled.append(gc.isenabled())
 
-    gc.callbacks.append(note)
+    profiling = sys.getprofile()
+    sys.setprofile(note)
     try:
         jsonrpc.parse_text(text, max_depth=128, max_values=1e6)
     finally:
-        gc.callbacks.remove(note)
-    assert collects is (len(begun) > 6)
+        sys.setprofile(profiling)
+    assert {collects} == set(enabled)

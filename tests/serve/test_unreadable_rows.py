@@ -5,8 +5,8 @@ hear, and open others. Where the row cannot be fetched they keep their sessions,
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
 
 import pytest
 import trio
@@ -20,13 +20,19 @@ from trio.testing import MockClock
 
 from trio_vmcp import FactorySettings, LocalStorage, ManagerSettings, SessionManager, Storage, StorageError
 
-EVERY_STORAGE = pytest.mark.parametrize(
-    "make_storage", [lambda: LocalStorage(1800.0), lambda: SqliteStorage(":memory:", 1800.0)], ids=["local", "sqlite"]
-)
-MakeStorage = Callable[[], Storage]
 SHARED = FactorySettings(identity_keys=(b"k" * 32,), on_exit="suspend")
 SLEEPY = ManagerSettings(hibernate_after=60)
 ECHO = {"name": "a_echo", "arguments": {}}
+
+
+@pytest.fixture(params=["local", "sqlite"])
+def storage(request: pytest.FixtureRequest) -> Iterator[Storage]:
+    """Empty."""
+    if request.param == "local":
+        yield LocalStorage(1800.0)
+        return
+    with closing(SqliteStorage(":memory:", 1800.0)) as found:
+        yield found
 
 
 @asynccontextmanager
@@ -40,16 +46,15 @@ async def moved(storage: Storage, spoiled: Spoil) -> AsyncIterator[LegacyClient]
         yield LegacyClient(two, client.session_id, {})
 
 
-@EVERY_STORAGE
 @EVERY_SPOILED
 async def test_a_client_opens_another_session(
-    spoiled: Spoil, make_storage: MakeStorage, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    spoiled: Spoil, storage: Storage, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """404 (2025-11-25, transports, session management), for each verb, as for an unknown id, and after the same time.
     The log says once why, without the id.
     """
     with caplog.at_level(logging.WARNING):
-        async with moved(make_storage(), spoiled) as client:
+        async with moved(storage, spoiled) as client:
             unknown = LegacyClient(client.world, "unknown", {})
             began = trio.current_time()
             expected = await unknown.ask("ping")
@@ -70,32 +75,27 @@ async def test_a_client_opens_another_session(
 
 
 @pytest.mark.parametrize("how", [StorageError("away"), OSError("no route")], ids=["StorageError", "OSError"])
-@EVERY_STORAGE
 async def test_a_client_keeps_a_session_whose_row_cannot_be_fetched(
-    how: Exception, make_storage: MakeStorage, autojump_clock: MockClock
+    how: Exception, storage: Storage, autojump_clock: MockClock
 ) -> None:
     """503, and the same session once the storage is back."""
 
     async def fail() -> None:
         raise how
 
-    storage = ScriptedStorage(make_storage())
-    async with front_world(storage=storage, factory=SHARED) as one:
+    scripted = ScriptedStorage(storage)
+    async with front_world(storage=scripted, factory=SHARED) as one:
         client = await one.initialize()
-    async with front_world(storage=storage, factory=SHARED) as two:
+    async with front_world(storage=scripted, factory=SHARED) as two:
         client = LegacyClient(two, client.session_id, {})
-        storage.before["load"] = fail
+        scripted.before["load"] = fail
         assert 503 == (await client.ask("ping")).status
-        storage.before.clear()
+        scripted.before.clear()
         assert 200 == (await client.ask("ping")).status
 
 
-@EVERY_STORAGE
-async def test_a_session_that_sleeps_in_such_a_row_does_not_wake(
-    make_storage: MakeStorage, autojump_clock: MockClock
-) -> None:
+async def test_a_session_that_sleeps_in_such_a_row_does_not_wake(storage: Storage, autojump_clock: MockClock) -> None:
     """Its client of the handshake era opens another. Over stdio such a session does not sleep."""
-    storage = make_storage()
     async with front_world(storage=storage, limits=SLEEPY, factory=SHARED) as world:
         client = await world.initialize()
         await spoil_asleep(world.manager, storage)
@@ -103,13 +103,11 @@ async def test_a_session_that_sleeps_in_such_a_row_does_not_wake(
         assert {} == await (await world.initialize()).result("ping")
 
 
-@EVERY_STORAGE
 @EVERY_CARRIER
 async def test_requests_that_name_no_session_run_on_another(
-    carrier: str, make_storage: MakeStorage, autojump_clock: MockClock
+    carrier: str, storage: Storage, autojump_clock: MockClock
 ) -> None:
     """The session that clients of the stateless era share sleeps in such a row: a new one is made, once."""
-    storage = make_storage()
     async with front_client(carrier, "modern", storage=storage, limits=SLEEPY, factory=SHARED) as client:
         await client.result("tools/call", ECHO)
         await spoil_asleep(client.world.manager, storage)

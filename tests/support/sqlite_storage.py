@@ -69,8 +69,11 @@ class SqliteStorage:
         if not found or found[1] is not None:
             self._put(session_id, 0, None)
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         self._database.close()
+
+    async def aclose(self) -> None:
+        self.close()
         await trio.lowlevel.checkpoint()
 
 
