@@ -15,7 +15,6 @@ import trio
 from changing import costs_and_growth
 from hand_written import side_by_side
 from sleeping import hibernated, wake
-from stepping import longest_steps
 from stopped import stopped
 from through_gateway import relayed
 from worker import Measures, raise_descriptor_limit, serve, stopwatch
@@ -152,7 +151,11 @@ async def change(urls: list[str], spare: str, terms: dict[str, Any], backends: i
 
 
 async def steps(urls: list[str], spare: str, terms: dict[str, Any], rounds: int) -> Measures:
-    """See `stepping.py`. In a thread, since it has a clock of its own."""
+    """See `stepping.py`. In a thread, since it has a clock of its own. Imported here: it makes 200 MiB of messages, and
+    what Python keeps of them would hide what large results and sessions take in the other workloads.
+    """
+    from stepping import longest_steps
+
     return await trio.to_thread.run_sync(longest_steps, rounds)
 
 
