@@ -130,15 +130,16 @@ def test_no_piece_is_long(value: Any) -> None:
 
 
 LONG_STRING = "x" * (1024 * 1024) + "\U0001f600"
+VERY_LONG_STRING = "x" * jsonrpc.MOST_OF_FEW_STRINGS + "\U0001f600"  # a shorter one is parsed at once
 LONG = {  # results of 1 MiB and more
     "strings": [["x" * 60] * 20_000],
     "members": {f"{n:060}": True for n in range(20_000)},
     "objects": [{"a": "x" * 150, "b": [1]}] * 8_000,
     "in depth": [[[[[["x" * 60] * 20_000]]]]],
     "behind a long string": [LONG_STRING, *["x" * 60] * 20_000],
-    "a string": LONG_STRING,
+    "a string": VERY_LONG_STRING,
     "a string of quotes": '"' * len(LONG_STRING),
-    "a key": {LONG_STRING: None},
+    "a key": {VERY_LONG_STRING: None},
 }
 
 

@@ -400,3 +400,24 @@ def test_only_a_text_of_many_values_for_its_length_is_parsed_without_the_collect
     finally:
         sys.setprofile(profiling)
     assert {collects} == set(enabled)
+
+
+def steps_of(text: str) -> int:
+    return sum(1 for _ in jsonrpc.parse_in_steps(text, max_depth=128, max_values=100_000))
+
+
+@pytest.mark.parametrize(
+    ("value", "is_at_once"),
+    [
+        pytest.param(json.dumps("x" * 3_000_000), True, id="a string"),
+        pytest.param(json.dumps("a line\n" * 40_000), True, id="lines"),
+        pytest.param(json.dumps("a line\n" * 60_000 + "x" * 300_000), False, id="many lines"),
+        pytest.param(json.dumps(["x" * 3000] * 900), True, id="strings"),
+        pytest.param(json.dumps(["x" * 3000] * 1100), False, id="many strings"),
+        pytest.param(json.dumps("x" * 10_500_000), False, id="a very long string"),
+    ],
+)
+def test_a_few_long_strings_are_parsed_at_once(value: str, is_at_once: bool) -> None:
+    """Within bounds that keep the step short: there is one for the count and one before the parse."""
+    text = f'{{"jsonrpc":"2.0","id":1,"result":{{"a":{value}}}}}'
+    assert is_at_once is (steps_of(text) == steps_of(f'{{"jsonrpc":"2.0","id":1,"result":{{"a":"{"x" * 70_000}"}}}}'))
