@@ -61,7 +61,11 @@ _ROW_TESTS = _session(
     *("row", "two_instances", "use_marks", "restore", "ownership", "closing", "close_path", "opening"),
     *("late_joins", "traps", "recovery", "interrupts"),
 )
-_ROUTING_TESTS = (*_session("names", "directory", "add_remove"), "test_routing")
+_ROUTING_TESTS = (
+    *_session("names", "names_of_instances", "directory", "directory_updates", "add_remove", "moves", "restore"),
+    *_session("two_instances", "refresh", "offered_tools", "listing"),
+    *("test_routing", "test_cut_names", "test_names_for_models"),
+)
 
 TARGETS: Mapping[str, Target] = {
     "trio_vmcp._session.admission": Target(_OWNER_TESTS),
