@@ -342,7 +342,7 @@ class DefaultSessionManager(SessionManager):
 
 
 def _used(owner: SessionOwner, caller: Identity | None) -> Session:
-    """A view of a live session for a caller who asks for it: a use by the newest token of its principal."""
+    """A view of a live session for a caller that asks for the session: a use by the newest token of its principal."""
     owner.note_use()
     owner.renew_identity(caller)
     return DefaultSession(owner).as_caller(caller)

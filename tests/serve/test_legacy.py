@@ -166,7 +166,7 @@ async def test_changed_lists_come_by_the_stream_outside_of_requests(autojump_clo
 
 
 class LateAuthenticator:
-    """Knows who asks `delay` s after the request has come."""
+    """Gives the principal `delay` s after the request has come."""
 
     def __init__(self) -> None:
         self.delay = 0.0

@@ -544,7 +544,7 @@ async def test_a_client_of_ones_own_that_crashes(error: Exception, is_written: b
     connector, fails = PlainConnector(on_request={"b0": crash}), False
     async with open_session_factory(connector=connector) as factory, factory.open_session(plain_backends(1)) as session:
         await session.call_tool("b0_echo", timeout=5)
-        session._core.membership.members["b0"].connection.reports_writes = True  # type: ignore[attr-defined]
+        session._core.membership.members["b0"].connection.reports_writes = True  # type: ignore[attr-defined]  # it has one
         fails = True
         if isinstance(error, ValueError) and not is_written:
             with pytest.raises(ValueError, match="secret-7"):

@@ -139,10 +139,13 @@ class UnderWay:
 
 @attrs.define(eq=False)
 class Exchanges:
-    """The requests that are under way, and the task that looks for those that take long."""
+    """The requests that are under way, and the task that looks for those that take long.
+
+    Attributes:
+        under_way: Counts them, for the end of the server.
+    """
 
     under_way: UnderWay = attrs.field(factory=UnderWay, init=False, repr=False)
-
     _start_task: StartTask = attrs.field(alias="start_task", repr=False)
     _by_mark: dict[str, HttpExchange] = attrs.field(factory=dict, init=False, repr=False)
     _marks: itertools.count[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
