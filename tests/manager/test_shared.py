@@ -45,6 +45,22 @@ async def test_a_principal_has_one_session(autojump_clock: MockClock) -> None:
             assert session.id == (await world.manager.shared(identity)).id
 
 
+async def test_a_source_is_asked_for_it_with_its_newest_token(autojump_clock: MockClock) -> None:
+    """The one that the session was last asked for with, though it is live."""
+    newer = Identity(issuer=ALICE.issuer, subject=ALICE.subject, token="newer")
+    asked: list[str] = []
+
+    async def source(identity: Identity | None) -> list[Backend]:
+        asked.append("" if identity is None else identity.token)
+        return []
+
+    async with managed() as world:
+        for identity in (ALICE, newer):
+            await world.manager.shared(identity)
+        await world.manager.set_backends(source)
+    assert ["newer"] == asked
+
+
 async def test_its_probe_tries_discover_first(autojump_clock: MockClock) -> None:
     """A backend of both eras is spoken to as a modern one, also where handlers would have it greeted first."""
 

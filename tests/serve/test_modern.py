@@ -246,7 +246,7 @@ async def test_messages_before_the_response_make_a_stream(era: str, autojump_clo
 
 
 async def test_a_client_that_leaves_cancels_its_request(autojump_clock: MockClock) -> None:
-    """ "Closing the response stream is cancelling" (2026-07-28, cancellation)."""
+    """ "Closing the response stream is cancelling" (2026-07-28, cancellation). It is no refusal of the front's."""
     async with front_world(slow_backend(1000, "modern")) as world:
         message, headers = modern_request("tools/call", {"name": "a_slow"})
         call = world.start_post(message, headers)
@@ -255,6 +255,7 @@ async def test_a_client_that_leaves_cancels_its_request(autojump_clock: MockCloc
         call.leave()
         await trio.sleep(2)
         assert 0 == world.backends["a"].in_flight
+        assert 0 == world.app._state().refused
 
 
 async def test_a_long_call_becomes_a_stream(autojump_clock: MockClock) -> None:
