@@ -187,6 +187,19 @@ async def test_lists_that_overlap_are_the_same_lists(autojump_clock: MockClock, 
     assert trio.current_time() - started < 7
 
 
+async def test_a_slow_list_leaves_the_next_half_of_the_time_that_is_left(autojump_clock: MockClock) -> None:
+    """Of 40 s the first optional list may take 20 and takes 15: the next may take 12.5, and not the 5 that the first had
+    left.
+    """
+    for seconds, is_listed in ((12.0, True), (13.0, False)):
+        backend = full_backend()
+        backend.fail("resources/list", Delay(15.0), times=1)
+        backend.fail("resources/templates/list", Delay(seconds), times=1)
+        listing = await listing_of(backend, init_timeout=40.0)
+        assert 5 == len(listing.resources) == len(listing.prompts)
+        assert is_listed is (listing.resource_templates != {})
+
+
 async def test_tools_that_fail_end_the_other_lists(autojump_clock: MockClock) -> None:
     """With their own error, at once; a limit counts over all lists, and costs one of them."""
     backend = full_backend()
