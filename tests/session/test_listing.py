@@ -188,8 +188,8 @@ async def test_lists_that_overlap_are_the_same_lists(autojump_clock: MockClock, 
 
 
 async def test_a_slow_list_leaves_the_next_half_of_the_time_that_is_left(autojump_clock: MockClock) -> None:
-    """Of 40 s the first optional list may take 20 and takes 15: the next may take 12.5, and not the 5 that the first had
-    left.
+    """Of 40 s the first optional list may take 20 and takes 15: the next may take 12.5, and not the 5 that the first
+    has left over.
     """
     for seconds, is_listed in ((12.0, True), (13.0, False)):
         backend = full_backend()
