@@ -14,6 +14,7 @@ import trio
 from support.clients import (
     ALICE,
     Bench,
+    Chunks,
     call,
     echo_backend,
     event,
@@ -36,6 +37,7 @@ from trio_vmcp import (
     BackendTimeout,
     BackendUnauthorized,
     BackendUnavailable,
+    FactorySettings,
 )
 from trio_vmcp._client.channels.pace import MESSAGES_AHEAD, MESSAGES_PER_SECOND, REQUEST_COST
 from trio_vmcp._request_note import begin_request
@@ -301,6 +303,27 @@ async def test_a_hanging_delete_is_ended_by_the_deadline_of_the_close(autojump_c
     assert 2 == len(backend.received("DELETE"))
 
 
+async def test_a_delete_waits_for_no_call(autojump_clock: MockClock) -> None:
+    """A call that hangs has the only connection that calls may have."""
+    backend = echo_backend()
+    limit = FactorySettings(max_connections_per_backend=1)
+    async with open_client(backend, settings=limit) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(call, client, "hang")
+        await wait_all_tasks_blocked()
+        await client.aclose(terminate=True)
+        assert 1 == len(backend.deleted_sessions)
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_answer_to_a_delete_is_read_to_its_end(autojump_clock: MockClock) -> None:
+    """Else its connection could not be used again."""
+    rest = Chunks(b"not ", 0.05, b"allowed")
+    server = Server(initialize=[assigning("s-1")], DELETE=[httpx.Response(405, stream=rest)])
+    async with over(server) as bench:
+        await bench.connect()
+    assert [] == list(rest.pieces)
+
+
 async def test_suspending_sends_no_delete() -> None:
     """No DELETE when a session is suspended, since another instance may restore it, nor without a session id."""
     backend = echo_backend()
@@ -410,18 +433,21 @@ async def test_a_stream_that_breaks_is_resumed_like_one_that_ends(autojump_clock
 
 
 @pytest.mark.parametrize(
-    "resumed",
+    ("resumed", "attempts"),
     [
-        [in_sse(b"id: e\ndata:\n\n")] * 9,
-        [in_sse()] * 9,
-        [in_sse(httpx.ReadError("x"))] * 9,
-        [httpx.Response(405)],
-        [httpx.Response(404)],
-        [httpx.Response(401)],
-        [in_json({"jsonrpc": "2.0", "id": 2, "error": {"code": 1, "message": "x"}}, 400)],
+        ([in_sse(b"id: e\ndata:\n\n")] * 9, 5),
+        ([in_sse(b"id: f\ndata:\n\n")] * 9, 1 + 5),
+        ([in_sse()] * 9, 5),
+        ([in_sse(httpx.ReadError("x"))] * 9, 5),
+        ([httpx.Response(405)], 1),
+        ([httpx.Response(404)], 1),
+        ([httpx.Response(401)], 1),
+        ([in_json({"jsonrpc": "2.0", "id": 2, "error": {"code": 1, "message": "x"}}, 400)], 1),
     ],
 )
-async def test_resumption_ends_without_progress(autojump_clock: MockClock, resumed: list[httpx.Response]) -> None:
+async def test_resumption_ends_without_progress(
+    autojump_clock: MockClock, resumed: list[httpx.Response], attempts: int
+) -> None:
     """Five attempts on one id, or one if the server has no such stream; the call may have run, and is not sent
     again.
     """
@@ -430,7 +456,7 @@ async def test_resumption_ends_without_progress(autojump_clock: MockClock, resum
         with pytest.raises(BackendUnavailable, match="closed the stream before it answered 'tools/call'") as caught:
             await call(await bench.connect())
         assert caught.value.may_have_executed
-    assert (5 if len(resumed) > 1 else 1) == len([r for r in server.requests if r.method == "GET"])
+    assert attempts == len([r for r in server.requests if r.method == "GET"])
     assert 1 == len(server.sent("tools/call"))
 
 
@@ -486,6 +512,27 @@ async def test_a_resumption_that_fails_otherwise_may_have_executed(
     """The GET was refused, but the call may have run."""
     async with over(broken_at(first=b"id: e\ndata:\n\n", resumed=[answer])) as bench:
         with pytest.raises(error) as caught:
+            await call(await bench.connect())
+        assert caught.value.may_have_executed
+
+
+class _ReadsPostsOnly(httpx.AsyncBaseTransport):
+    """A transport that does not ask for the body of a GET, which is empty."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            request = httpx.Request("GET", request.url, headers=request.headers)
+        return await httpx.MockTransport(self.server).handle_async_request(request)
+
+
+async def test_a_resumption_that_fails_may_have_executed_over_any_transport(autojump_clock: MockClock) -> None:
+    """Also over one that never looks at the body of the GET."""
+    server = broken_at(first=b"id: e\ndata:\n\n", resumed=[httpx.Response(200, text="x")])
+    async with open_bench(_ReadsPostsOnly(server), era="legacy") as bench:
+        with pytest.raises(BackendProtocolError) as caught:
             await call(await bench.connect())
         assert caught.value.may_have_executed
 

@@ -92,9 +92,15 @@ def link_over(
 
 
 async def get(
-    link: HttpLink, verb: str = "POST", *, data: bytes = b"{}", identity: Identity | None = None
+    link: HttpLink,
+    verb: str = "POST",
+    *,
+    data: bytes = b"{}",
+    identity: Identity | None = None,
+    on_head: Callable[[], None] = lambda: None,
 ) -> bytes | bytearray:
     async with link.exchange(verb, [], data, identity=identity) as reply:
+        on_head()
         return await reply.read(1000)
 
 
@@ -1188,16 +1194,16 @@ async def test_closing_a_link_ends_what_its_callers_hold(kind: Kind) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"
     async with open_served(kind, (head, HANG)) as served, trio.open_nursery() as nursery:
         link = link_over(served.transport, url=served.url)
+        has_head = trio.Event()
 
         async def hold() -> None:
             with trio.CancelScope(shield=True):
                 with pytest.raises(BackendUnavailable, match="lost its connection") as caught:
-                    await get(link)
+                    await get(link, on_head=has_head.set)
                 assert caught.value.may_have_executed
 
         nursery.start_soon(hold)
-        await until(lambda: served.server.requests != [])
-        await until(lambda: link.is_in_use)
+        await has_head.wait()
         nursery.cancel_scope.cancel()
         await link.aclose()
         with trio.CancelScope(shield=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import weakref
 from contextlib import ExitStack
 
 import attrs
@@ -164,6 +165,7 @@ async def test_one_late_answer_to_a_request_that_was_given_up_is_expected(
     answers: list[JSON], waiting: int, warned: bool, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """ "The sender of the cancellation SHOULD ignore any response" (2025-11-25): without a warning. Any more is odd."""
+    caplog.set_level(logging.DEBUG, "trio_vmcp.client")
     inbox = new_inbox([])
     with inbox.pending(ask(1)):
         pass
@@ -173,6 +175,7 @@ async def test_one_late_answer_to_a_request_that_was_given_up_is_expected(
             await inbox.take_message(json.dumps({"jsonrpc": "2.0", **answer}).encode())
         assert not any(each.is_settled for each in pending)
     assert warned is any(record.levelno >= logging.WARNING for record in caplog.records)
+    assert len(answers) == len(caplog.records)
 
 
 async def test_the_oldest_requests_that_were_given_up_are_forgotten(
@@ -188,6 +191,16 @@ async def test_the_oldest_requests_that_were_given_up_are_forgotten(
     assert "" == caplog.text
     await inbox.take_message(b'{"jsonrpc":"2.0","id":0,"result":{}}')
     assert "dropped an answer" in caplog.text
+
+
+async def test_nothing_is_kept_of_a_request_that_has_ended(autojump_clock: MockClock) -> None:
+    """Progress of it that comes later is dropped."""
+    inbox = new_inbox([])
+    with inbox.pending(attrs.evolve(ask(1), progress_token=1)) as pending:
+        kept = weakref.ref(pending)
+    await inbox.take_message(progress(1))
+    del pending
+    assert kept() is None
 
 
 async def test_a_second_answer_is_odd(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:

@@ -114,6 +114,23 @@ async def test_a_call_that_was_not_written_did_not_execute(autojump_clock: MockC
     assert 1 == backend.executed["slow"]
 
 
+async def test_a_call_in_a_session_that_was_gone_did_not_execute(
+    autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """Cut off while the backend is connected anew for it: `may_have_executed` is False."""
+    backend = slow_backend(60)
+    async with open_world({"a": backend}, settings=FactorySettings(drain_timeout=3)) as world:
+        async with world.open_session() as session:
+            backend.restart()
+            backend.fail("initialize", Hang())
+            nursery.start_soon(caller := Caller(session))
+            await wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
+    assert [("closed", 3.0)] == caller.outcomes
+    assert caller.error is not None
+    assert not caller.error.may_have_executed
+
+
 @pytest.mark.parametrize("seconds", [2.9, 3.0, 3.1])
 async def test_a_call_that_ends_about_the_deadline_has_one_outcome(
     seconds: float, autojump_clock: MockClock, nursery: trio.Nursery

@@ -187,6 +187,17 @@ async def test_a_400_about_the_request_changes_nothing(autojump_clock: MockClock
         assert 1 == initialized(world)
 
 
+@pytest.mark.parametrize("fault", [Error(-32020, "no"), Error(-32022, "no", {"supported": ["2026-07-28"]})], ids=repr)
+async def test_a_code_of_the_other_era_may_be_the_tool_s_own(fault: Error, autojump_clock: MockClock) -> None:
+    """In HTTP 200 such a code says nothing about the session: it is the call's error."""
+    async with open_world({"a": echo_backend()}) as world, world.open_session() as session:
+        world["a"].fail("tools/call", fault, times=1)
+        with pytest.raises(BackendRejected, match="no"):
+            await session.call_tool("a_echo")
+        await wait_all_tasks_blocked()
+        assert 1 == initialized(world)
+
+
 @pytest.mark.parametrize("fault", [Status(404), Status(400, b"no session")])
 async def test_a_second_refusal_is_no_loop(fault: Status, autojump_clock: MockClock) -> None:
     """One handshake and one retry for one call; the next call has the same chance."""

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import trio
+from support.clients import streamed
 from support.harness import echo_backend, open_world
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_vmcp import BackendError, Session
+from trio_vmcp import BackendError, BackendRejected, FactorySettings, Session
 from trio_vmcp.testing import Disconnect, Error, Exchange, Hang, Refuse, ScriptedBackend, Status
 
 # What servers answer to requests of a session that they do not know; whether a tool call did not run then.
@@ -28,8 +29,8 @@ SILENT_ABOUT_IT: list[tuple[Any, bool]] = [
 TELLS_NOTHING = [*map(Status, (401, 403, 407, 413, 429, 502, 504)), Error(-32601, "no such method")]
 
 
-def three_tools() -> ScriptedBackend:
-    backend = echo_backend()
+def three_tools(**more: Any) -> ScriptedBackend:
+    backend = echo_backend(**more)
     for name in ("second", "third", "fourth"):
         backend.add_tool(name)
     backend.add_resource("file:///x")
@@ -42,9 +43,9 @@ def in_session(session_id: str, but: str = "") -> Callable[[Exchange], bool]:
     return lambda exchange: exchange.verb == "POST" and exchange.session_id == session_id and exchange.method != but
 
 
-async def refused(session: Session, *names: str) -> None:
+async def refused(session: Session, *names: str, error: type[BackendError] = BackendError) -> None:
     for name in names:
-        with pytest.raises(BackendError):
+        with pytest.raises(error):
             await session.call_tool(f"a_{name}")
 
 
@@ -102,9 +103,9 @@ async def test_one_tool_that_is_refused_proves_nothing(autojump_clock: MockClock
         assert (0, 1) == (pings(backend), initialized(backend))
 
 
-@pytest.mark.parametrize("answer", [None, *TELLS_NOTHING, Hang(), Disconnect(0)], ids=str)
+@pytest.mark.parametrize("answer", [None, *TELLS_NOTHING, Hang(), Disconnect(0), streamed()], ids=str)
 async def test_a_ping_that_is_not_refused_leaves_the_session(answer: Any, autojump_clock: MockClock) -> None:
-    """The tools are refused for another reason. Three more refusals are asked about again."""
+    """The tools are refused for another reason, which the calls end in. Three more refusals are asked about again."""
     backend = three_tools()
     async with open_world({"a": backend}) as world, world.open_session() as session:
         backend.fail("tools/call", Error(-32000, "no"))
@@ -112,7 +113,7 @@ async def test_a_ping_that_is_not_refused_leaves_the_session(answer: Any, autoju
             backend.fail("ping", answer)
         for asked in (1, 2):
             begun = trio.current_time()
-            await refused(session, "echo", "second", "third")
+            await refused(session, "echo", "second", "third", error=BackendRejected)
             assert (asked, 1) == (pings(backend), initialized(backend))
             assert 5.0 >= trio.current_time() - begun
         assert "a" in session.backend_sessions
@@ -126,6 +127,43 @@ async def test_refusals_of_another_kind_are_not_counted(fault: Any, autojump_clo
         backend.fail("tools/call", fault if not isinstance(fault, Refuse) else Disconnect(0))
         await refused(session, "echo", "second", "third", "fourth")
         assert 0 == pings(backend)
+
+
+async def test_a_backend_without_sessions_loses_none(autojump_clock: MockClock) -> None:
+    """However many requests are refused."""
+    backend = three_tools(session_ids=False)
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.fail("tools/call", Error(-32000, "no"))
+        await refused(session, "echo", "second", "third")
+        assert 0 == pings(backend)
+
+
+async def test_a_session_that_is_known_to_be_gone_is_not_asked_for(autojump_clock: MockClock) -> None:
+    """The status says so, to three calls at the same time."""
+    backend = three_tools(latency=0.1)
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.restart()
+        async with trio.open_nursery() as nursery:
+            for name in ("echo", "second", "third"):
+                nursery.start_soon(session.call_tool, f"a_{name}")
+        assert (0, 2) == (pings(backend), initialized(backend))
+
+
+async def test_a_backend_is_asked_beside_its_calls(autojump_clock: MockClock) -> None:
+    """A call that hangs has the only connection that calls may have."""
+    backend = three_tools(latency=0.1)
+    limit = FactorySettings(max_connections_per_backend=1)
+    async with open_world({"a": backend}, settings=limit) as world, world.open_session() as session:
+        backend.fail(lambda e: e.method == "tools/call" and e.params["name"] == "fourth", Hang())
+        backend.fail(in_session(session.backend_sessions["a"]), Status(400))
+        await refused(session, "echo", "second")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.call_tool, "a_third")
+            await wait_all_tasks_blocked()
+            nursery.start_soon(session.call_tool, "a_fourth")
+            await trio.sleep(2)
+            assert (1, 2) == (pings(backend), initialized(backend))
+            nursery.cancel_scope.cancel()
 
 
 async def test_a_backend_that_refuses_every_session_is_greeted_once_a_minute(autojump_clock: MockClock) -> None:

@@ -279,7 +279,6 @@ class HttpOpening(Opening):
             identity=parts.identity,
             nursery=parts.nursery,
             unawaited=parts.unawaited(),
-            close_timeout=parts.connector.notice_timeout,
             retries=parts.retries,
         )
 

@@ -55,7 +55,7 @@ class PendingRequest:
     id: int
     note: RequestNote = attrs.field(repr=False)
     _most_bytes: int = attrs.field(alias="most_bytes")
-    is_held: bool = False
+    is_held: bool
     known: KnownResults | None = attrs.field(default=None, repr=False)
     _settled: Settled | None = attrs.field(default=None, init=False, repr=False)
     _progress: deque[tuple[Notification, int]] = attrs.field(factory=deque, init=False, repr=False)

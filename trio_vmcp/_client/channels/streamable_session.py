@@ -83,7 +83,6 @@ class StreamableSession(Streamable):
     _identity: Identity | None = attrs.field(alias="identity", kw_only=True, repr=False)
     _nursery: trio.Nursery = attrs.field(alias="nursery", kw_only=True, repr=False)
     _unawaited: UnawaitedMessages = attrs.field(alias="unawaited", kw_only=True, repr=False)
-    _close_timeout: float = attrs.field(alias="close_timeout", kw_only=True)  # s, for connections that are in use
     _retries: tuple[float, float] = attrs.field(alias="retries", kw_only=True)  # s, first and longest between streams
     session_id: str | None = attrs.field(default=None, init=False, repr=False)
     _version: str = attrs.field(default="", init=False)
@@ -141,9 +140,7 @@ class StreamableSession(Streamable):
             if terminate:
                 await self.terminate()
         finally:
-            if self.link.is_in_use:
-                with trio.move_on_after(self._close_timeout, shield=True):
-                    await self.link.aclose()
+            await self.link.aclose()  # noqa: ASYNC102  # shielded and bounded
 
     async def terminate(self) -> None:
         """End the backend's session. The link stays open."""
@@ -159,7 +156,8 @@ class StreamableSession(Streamable):
 
     def retire(self) -> None:
         self._is_closing = True
-        self._close_stream()
+        if self._stream is not None:
+            self._stream.close()
 
     async def _delete(self) -> int:
         async with self.link.exchange("DELETE", self._session_headers, identity=self._identity, limited=False) as reply:
@@ -254,7 +252,7 @@ class StreamableSession(Streamable):
             await trio.sleep(RETRY if retry is None else min(max(retry, LEAST_RETRY), MOST_RETRY))
             fruitless += 1
             outcome = await self._resume(ask, last_event_id)
-            if isinstance(outcome, Answer) and 200 <= outcome.status < 300:
+            if isinstance(outcome, Answer) and outcome.status < 400:
                 return outcome
             if not isinstance(outcome, Loss):
                 break  # the backend does not resume streams
@@ -362,7 +360,7 @@ class StreamableSession(Streamable):
             self._stream.identity = identity
 
     def _open_stream(self) -> None:
-        self._close_stream()
+        """Listen, if that is wanted and possible. A stream of before has ended."""
         if self._watcher is None or self._is_closing or self.session_id is None:
             return
         stream = StandaloneStream(
@@ -378,11 +376,6 @@ class StreamableSession(Streamable):
         )
         if start_if_open(self._nursery, stream.run):
             self._stream = stream
-
-    def _close_stream(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
 
     def _dispatch(self, message: Message) -> bool:
         """Take one message of the standalone stream. Returns whether the message was of use."""

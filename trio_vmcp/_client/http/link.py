@@ -299,11 +299,6 @@ class HttpLink:
             self._open = self._open or None
         await reply.aclose()
 
-    @property
-    def is_in_use(self) -> bool:
-        """A reply is open."""
-        return self._open is not None
-
     async def aclose(self) -> None:
         """Close the connection of every open reply. Only callers that are shielded from the end of the session still
         have one.
