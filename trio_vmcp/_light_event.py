@@ -35,8 +35,20 @@ class LightEvent:
         this = trio.lowlevel.current_task()
         self._waiting += (this,)
 
-        def abort(_: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
-            self._waiting = tuple(task for task in self._waiting if task is not this)
-            return trio.lowlevel.Abort.SUCCEEDED
+        await trio.lowlevel.wait_task_rescheduled(_Leave(self, this))
 
-        await trio.lowlevel.wait_task_rescheduled(abort)
+    def leave(self, task: trio.lowlevel.Task) -> None:
+        """It was cancelled, and waits no more."""
+        self._waiting = tuple(each for each in self._waiting if each is not task)
+
+
+@attrs.frozen(eq=False)
+class _Leave:
+    """How a wait is cancelled. A function inside of `wait` would be four times as large."""
+
+    event: LightEvent
+    task: trio.lowlevel.Task
+
+    def __call__(self, _: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+        self.event.leave(self.task)
+        return trio.lowlevel.Abort.SUCCEEDED

@@ -4,8 +4,10 @@ describing a crash without the texts of its errors.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable
 from contextvars import Context
+from functools import partial
 from typing import TypeVarTuple
 
 import trio
@@ -34,7 +36,15 @@ def require_trio() -> None:
 
 def start_task(nursery: trio.Nursery, function: Callable[[*Args], Awaitable[object]], *args: *Args) -> None:
     """`nursery.start_soon` for every task of the library: a Ctrl-C does not strike this task, but the main one."""
-    nursery.start_soon(_run_protected, function, args, name=function)
+    nursery.start_soon(_run_protected, function, args, name=_task_name(function))
+
+
+def _task_name(function: Callable[..., object]) -> str:
+    """What Trio would call the task, as one text for all tasks of the function: there are thousands."""
+    while isinstance(function, partial):
+        function = function.func
+    name = getattr(function, "__qualname__", None)
+    return sys.intern(f"{function.__module__}.{name}" if name else repr(function))
 
 
 @trio.lowlevel.enable_ki_protection

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import math
-from collections import Counter
 from contextlib import nullcontext
 from typing import ClassVar, Generic, TypeVar
 
@@ -63,7 +62,7 @@ class Client(abc.ABC, Generic[ChannelT]):
     _requests: ServerRequests = attrs.field(alias="requests", repr=False)  # the backend's own
     # Kinds of lists that were read while the backend could not report changes.
     _listed_too_early: tuple[Kind, ...] = attrs.field(default=(), init=False, repr=False)
-    _subscribing: Counter[str] = attrs.field(factory=Counter, init=False, repr=False)  # by URI: requests in flight
+    _subscribing: tuple[str, ...] = attrs.field(default=(), init=False, repr=False)  # URIs of requests in flight
 
     @property
     def server_capabilities(self) -> JSON:
@@ -234,13 +233,12 @@ class Client(abc.ABC, Generic[ChannelT]):
             raise MessageTooLarge(
                 self.record.backend_id, f"has {MOST_SUBSCRIPTIONS} resource subscriptions, and there may be no more"
             )
-        self._subscribing[uri] += 1
+        self._subscribing += (uri,)
         try:
             return await self.exchange(ask, method)
         finally:
-            self._subscribing[uri] -= 1
-            if not self._subscribing[uri]:
-                del self._subscribing[uri]
+            at = self._subscribing.index(uri)
+            self._subscribing = self._subscribing[:at] + self._subscribing[at + 1 :]
 
     def _cancel_request(self, ask: Ask, reason: str) -> None:
         """The caller no longer waits for a request that was written: cancel it, and the handlers that run for it."""

@@ -106,11 +106,11 @@ class Attempt:
     connection: Connection | None = attrs.field(default=None, init=False)
     reported: LightEvent = attrs.field(factory=LightEvent, init=False)
     settled: LightEvent = attrs.field(factory=LightEvent, init=False)
-    _connecting: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
-    _events: list[Events] = attrs.field(factory=list, init=False, repr=False)  # of each client that was asked for
+    _connecting: trio.CancelScope | None = attrs.field(factory=trio.CancelScope, init=False, repr=False)
+    _events: tuple[Events, ...] = attrs.field(default=(), init=False, repr=False)  # of each client that was asked for
 
     def __attrs_post_init__(self) -> None:
-        self._member.attempts += (self._connecting,)
+        self._member.attempts += (self,)
 
     @property
     def is_over(self) -> bool:
@@ -122,6 +122,11 @@ class Attempt:
         """The client that takes calls; None before it joined and once it takes no more."""
         return self._member.client if self.connection is self._member.connection else None
 
+    def cancel(self, *, reason: str) -> None:
+        """Do not connect any more. Without effect on a connection that has joined."""
+        if self._connecting is not None:
+            self._connecting.cancel(reason=reason)
+
     async def run(self) -> None:
         """Connect, hold the nursery that the client's services run in, and wait for the last calls."""
         try:
@@ -130,7 +135,7 @@ class Attempt:
                 await self._end(crash)
         finally:
             self._settle()
-            self._member.discard_attempt(self._connecting, self.connection)
+            self._member.discard_attempt(self, self.connection)
             self._let_go()
 
     def _let_go(self) -> None:
@@ -170,7 +175,6 @@ class Attempt:
                 try:
                     await self._connect(nursery)
                     self._settle()  # also after a failure: nothing waits for messages that are still being handled
-                    current_note.set(None)  # that of connecting, which this task would hold as long as it runs
                     if self.connection is not None:
                         await self.connection.retired.wait()
                         verdict = partial(_removed_while_draining, self._backend.id)
@@ -194,16 +198,18 @@ class Attempt:
         limit = init_limit(self._backend, self._session.settings)
         # Over stdio, an attempt that has not ended has a program that is alive: the end of the program ends it.
         times = MOST_STARTING if self._backend.transport == "stdio" else 1
-        self._connecting.deadline = self._member.begun_at + times * limit.seconds
+        connecting = self._connecting
+        assert connecting is not None  # `run` is called once
+        connecting.deadline = self._member.begun_at + times * limit.seconds
         if times > 1:
             start_clean(nursery, self._report_late, limit)
         note = RequestNote(lists_follow=self._member.listing is None)
-        current_note.set(note)  # in this task's own context
+        outer = current_note.set(note)  # in this task's own context
         retry_after: float | None = None
         is_of_endpoint = False
         client = None
         try:
-            with self._connecting:
+            with connecting:
                 await trio.lowlevel.checkpoint_if_cancelled()  # a removal may come before this task has begun
                 opened = await self._resume_or_open(note, nursery)
                 client = opened.client
@@ -225,6 +231,8 @@ class Attempt:
         finally:  # also if another task of this nursery crashed
             if client is not None and self.connection is None:  # connected, but not listed
                 self._discard(client, nursery)
+            current_note.reset(outer)  # a connection is held for long, the note of how it was made is not
+            self._connecting = None
         self._fail(*why, retry_after, is_of_endpoint=is_of_endpoint)
 
     async def _resume_or_open(self, note: RequestNote, nursery: trio.Nursery) -> _Opened:
@@ -261,7 +269,7 @@ class Attempt:
             session.shared,
         )
         events = Events(self, refresher, nursery)
-        self._events.append(events)
+        self._events += (events,)
         client = events.client = await session.connector(
             self._backend, identity=member.identity, resume=resume, nursery=nursery, events=events
         )

@@ -291,6 +291,12 @@ class NoPublisher(Publisher):
         pass
 
 
+class Cancellable(Protocol):
+    """An attempt to connect a member."""
+
+    def cancel(self, *, reason: str) -> None: ...
+
+
 class StateListener(Protocol):
     """Is called after each transition, in the same task step."""
 
@@ -328,8 +334,7 @@ class Member:
         state: Written by `to` alone.
         since: When `session.backends` last began to show another state, UTC.
         last_failure: The latest failure, also once the backend is connected again.
-        attempts: The cancel scope of each attempt until the attempt's task ends. Cancelling a scope has no effect once
-            its connection has joined.
+        attempts: Those whose tasks have not ended. Cancelling one has no effect once its connection has joined.
         connections: Those that joined and are not closed yet.
         retry: The cancel scope of the background task that connects it anew; None: no such task is running.
         listing: What it offers, as last seen; None before the first time.
@@ -353,7 +358,7 @@ class Member:
     last_failure: BackendFailure | None = attrs.field(init=False)
     health: Health = attrs.field(factory=Health, init=False)
     _failing_since: datetime | None = attrs.field(default=None, init=False)  # of use while calls fail
-    attempts: tuple[trio.CancelScope, ...] = attrs.field(default=(), init=False, repr=False)
+    attempts: tuple[Cancellable, ...] = attrs.field(default=(), init=False, repr=False)
     connections: tuple[Connection, ...] = attrs.field(default=(), init=False)
     retry: trio.CancelScope | None = attrs.field(default=None, init=False, repr=False)
     listing: Listing | None = attrs.field(default=None, init=False)
@@ -631,17 +636,17 @@ class Member:
             connection.retire(drain_by)
         self._check_gone()
 
-    def discard_attempt(self, scope: trio.CancelScope, connection: Connection | None) -> None:
+    def discard_attempt(self, attempt: Cancellable, connection: Connection | None) -> None:
         """The task of an attempt has ended, and its connection is closed."""
-        self.attempts = tuple(each for each in self.attempts if each is not scope)
+        self.attempts = tuple(each for each in self.attempts if each is not attempt)
         if connection is not None:
             self._used_at = self.used_at
             self.connections = tuple(each for each in self.connections if each is not connection)
         self._check_gone()
 
     def _cancel_attempts(self, why: str) -> None:
-        for scope in self.attempts:
-            scope.cancel(reason=why)
+        for attempt in self.attempts:
+            attempt.cancel(reason=why)
         if self.retry is not None:
             self.retry.cancel(reason=why)
 

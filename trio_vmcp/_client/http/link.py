@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import math
 from contextlib import suppress
+from contextvars import Token
 from types import TracebackType
 from urllib.parse import unquote
 from weakref import WeakValueDictionary
@@ -69,6 +70,7 @@ class HttpExchange:
     _limited: bool
     _is_stream: bool  # held open, so it counts under no limit
     _slot: ConnectionSlot | None = attrs.field(default=None, init=False)
+    _token: Token[ConnectionSlot | None] | None = attrs.field(default=None, init=False)
     _reply: HttpReply | None = attrs.field(default=None, init=False)
 
     async def __aenter__(self) -> HttpReply:
@@ -79,7 +81,7 @@ class HttpExchange:
             await self._link.limit.acquire_slot(limited=self._limited)
             self._slot = slot = ConnectionSlot()
             if self._limited:
-                current_slot.set(slot)
+                self._token = current_slot.set(slot)
         try:
             self._reply = await self._link.send(self._verb, self._headers, self._body, self._identity)
         except BaseException:
@@ -102,6 +104,8 @@ class HttpExchange:
         note_written(self._body.written)
         if self._slot is not None:
             self._link.limit.release_slot(self._slot, limited=self._limited)
+        if self._token is not None:  # else a task that goes on for long keeps the slot
+            current_slot.reset(self._token)
 
 
 @attrs.define(eq=False)
@@ -126,9 +130,8 @@ class HttpLink:
     _cookies: BackendCookies = attrs.field(init=False)
     given: GivenSecrets = attrs.field(init=False, repr=False)
     _credentials: Credentials[HttpReply, RequestBody] | None = attrs.field(default=None, init=False, repr=False)
-    _heads: dict[str, tuple[Origin, bytes]] = attrs.field(
-        factory=dict, init=False, repr=False
-    )  # by verb, for `_target`
+    # Of the latest verb, for `_target`: nearly all requests are POST.
+    _last_head: tuple[str, Origin, bytes] | None = attrs.field(default=None, init=False, repr=False)
     _last_headers: tuple[Headers, bytes] = attrs.field(factory=lambda: ([], b""), init=False, repr=False)
     # Replies that are not closed yet; None: there are none.
     _open: set[HttpReply] | None = attrs.field(default=None, init=False, repr=False)
@@ -221,7 +224,7 @@ class HttpLink:
             url = await self._redirected(url, reply)
             is_permanent = is_permanent and reply.status == _PERMANENT
             if is_permanent:
-                self._target, self._heads = url, {}
+                self._target, self._last_head = url, None
                 self.given.target = url
         raise BackendProtocolError(self.backend.id, f"redirects more than {MOST_REDIRECTS} times")
 
@@ -309,13 +312,14 @@ class HttpLink:
     def _compose(
         self, verb: str, url: httpx.URL, headers: Headers, cookies: Headers, size: int
     ) -> tuple[Origin, bytes]:
-        """Where a request goes, and its head. The constant part of the head is encoded once for each verb."""
-        prepared = self._heads.get(verb) if url is self._target else None
-        if prepared is None:
-            prepared = origin_of(url), encode_head(verb, url.raw_path, [*self._constant, *_BY_VERB[verb]])
+        """Where a request goes, and its head. The constant part of the latest one is kept."""
+        prepared = self._last_head
+        if prepared is None or prepared[0] != verb or url is not self._target:
+            head = encode_head(verb, url.raw_path, [*self._constant, *_BY_VERB[verb]])
+            prepared = verb, origin_of(url), head
             if url is self._target:
-                self._heads[verb] = prepared
-        origin, constant = prepared
+                self._last_head = prepared
+        _, origin, constant = prepared
         if headers is not self._last_headers[0]:  # a list is never changed, so the same list has the same encoding
             self._last_headers = headers, encode_headers(headers)
         varying = self._last_headers[1] + encode_headers(cookies) if cookies else self._last_headers[1]
