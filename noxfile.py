@@ -164,7 +164,8 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def lowest(session: nox.Session) -> None:
-    """The suite on the oldest dependencies that pyproject.toml allows. A test that takes over a second fails."""
+    """The suite on the oldest dependencies that pyproject.toml allows. A test that takes over two seconds fails:
+    the slowest take one, and the machines of CI differ by a half."""
     project = PYPROJECT["project"]
     extras = project["optional-dependencies"]
     promised = [*project["dependencies"], *(entry for extra in EXTRAS.split(",") for entry in extras[extra])]
@@ -172,7 +173,7 @@ def lowest(session: nox.Session) -> None:
         str(wheel(session)), *group("test"), *(re.sub(r">=([\d.]+).*", r"==\1", entry) for entry in promised)
     )
     # Serial: in CI another session has the other core.
-    run_suite(session, "python", "-m", "pytest", "--max-seconds=1", *FEW_EXAMPLES)
+    run_suite(session, "python", "-m", "pytest", "--max-seconds=2", *FEW_EXAMPLES)
 
 
 @nox.session

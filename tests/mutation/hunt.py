@@ -33,7 +33,7 @@ import trio
 from mutation.live import Kills, LiveJudge
 from mutation.mutants import Mutant, noted
 
-MOST_CPU = 5  # s for one test as it is, with notes of what it runs: the suite allows a second
+MOST_CPU = 5  # s for one test as it is, with notes of what it runs: the suite allows two
 MOST_CPU_MUTATED = 1.5  # s for one test against a mutant: a loop that does not end costs all of it
 MOST_TIME = 60  # s for one test, on a clock that others slow down
 MOST_MEMORY = 4 << 30  # bytes of address space: a loop that does not end may also grow
