@@ -17,13 +17,15 @@ MOST_COMPLAINTS = 100  # of one kind that are logged
 class Complaints:
     """The complaints about one connection. Of each kind, the first is a warning, and later ones are debug records."""
 
-    _made: dict[str, int] = attrs.field(factory=dict, init=False)  # by text
+    _made: dict[str, int] | None = attrs.field(default=None, init=False)  # by text; None: none yet, as with most
 
     def make(self, text: str, *args: object) -> None:
         """
         Args:
             text: With places for `args`, as in logging. Each text is a kind of complaint.
         """
+        if self._made is None:
+            self._made = {}
         made = self._made[text] = self._made.get(text, 0) + 1
         if made <= MOST_COMPLAINTS:
             logger.log(logging.WARNING if made == 1 else logging.DEBUG, text, *args)

@@ -73,12 +73,8 @@ class Life:
     terminates: bool = attrs.field(default=False, init=False)
     cause: Cause | None = attrs.field(default=None, init=False)
     close_by: float = attrs.field(default=math.inf, init=False)
-    _reached: Mapping[Phase, trio.Event] = attrs.field(
-        factory=lambda: {phase: trio.Event() for phase in Phase}, init=False, repr=False
-    )
-
-    def __attrs_post_init__(self) -> None:
-        self._reached[self.phase].set()
+    # Of phases that are waited for.
+    _reached: dict[Phase, trio.Event] = attrs.field(factory=dict, init=False, repr=False)
 
     @property
     def state(self) -> SessionState:
@@ -105,4 +101,9 @@ class Life:
 
     async def reached(self, phase: Phase) -> None:
         """Wait until the session is in this phase, or in a later one."""
+        if self.phase >= phase:
+            await trio.lowlevel.checkpoint()
+            return
+        if phase not in self._reached:
+            self._reached[phase] = trio.Event()
         await self._reached[phase].wait()
