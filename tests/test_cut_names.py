@@ -27,7 +27,16 @@ from trio_vmcp.routing import (
 
 TAIL = 13  # characters of "_" and a digest
 LIMIT = 32
-FORMATS = ("{backend}_", "{backend}", "{backend}-", "_{backend}_", "-{backend}_", "mcp.{backend}.", "x{backend}_")
+FORMATS = (
+    "{backend}_",
+    "{backend}",
+    "{backend}-",
+    "_{backend}_",
+    "_x{backend}_",
+    "-{backend}_",
+    "mcp.{backend}.",
+    "x{backend}_",
+)
 IDS = ("a", "x", "git", "git_hub", "git-hub", "git.hub", "9", "elsewhere-and-far-away")
 
 
@@ -118,6 +127,15 @@ def test_without_prefixes_no_name_is_kept_out_of_any(strategy: ConflictResolutio
     assert name.startswith("git_")
 
 
+def test_a_name_that_loses_one_character_is_kept_out_as_well() -> None:
+    """It loses the id of its backend, and what is left begins with that of another."""
+    own = "git." + "z" * (LIMIT - TAIL - len("git."))
+    routing = build_routing([Offer("a", tools=(own,)), Offer("git")], Prefix("{backend}"), max_name_length=LIMIT)
+    (name,) = routing.table.tools
+    assert name.startswith("_it_zzz")
+    assert () == routing.conflicts
+
+
 def test_a_cut_name_may_begin_with_its_own_prefix() -> None:
     """Also if that is the longest of several."""
     own = forged("{backend}_", "git_hub")
@@ -178,6 +196,16 @@ def test_an_unbound_name_changes_with_the_configuration() -> None:
     (name,) = names_of(router)
     assert name.startswith("_it_")
     assert ("git_x", ()) == (*names_of(router, "git"), router.conflicts)
+
+
+def test_only_the_prefixes_that_come_or_go_touch_cut_names() -> None:
+    """Names that are cut to the beginning of another prefix are not decided about again."""
+    cut = tuple(str(number) + forged("{backend}_", "git") for number in range(5))
+    offers = [Offer("a", tools=cut), Offer("git")]
+    router = Router(Prefix(), Bindings(), name_rule("models", LIMIT))
+    router.update(offers)
+    assert 0 == router.count_changes([*offers, Offer("other")])
+    assert 5 == router.count_changes(offers[:1])
 
 
 def test_a_withheld_cut_name_follows_its_whole_name() -> None:

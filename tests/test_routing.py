@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -153,6 +154,14 @@ def test_prefixes_inside_each_other_are_found_once() -> None:
         "git_hub": {"git_hub_x_": "git_hub_x"},
     } == (found := inner_prefixes(Prefix("{backend}_"), ["x", "git_hub", "git", "gitlab", "git_hub_x"], str))
     assert ["git_hub_x_", "git_hub_"] == list(found["git"])
+
+
+def test_two_backends_with_one_prefix_each_have_their_names() -> None:
+    """The prefix of `a.b` is advertised as that of `a_b`, and neither is inside the other."""
+    routing = build_routing([Offer("a.b", tools=("x",)), Offer("a_b", tools=("x",))], Prefix())
+    fitted = name_rule("models", None).fit("a.b_x")
+    assert {fitted: Target("a.b", "x"), "a_b_x": Target("a_b", "x")} == routing.table.tools
+    assert () == routing.conflicts
 
 
 def test_of_several_prefixes_the_longest_has_a_name() -> None:
@@ -313,6 +322,85 @@ def test_a_given_name_inside_the_prefix_of_another_backend_is_withheld() -> None
     assert (NameConflict("tool", "git_hub_x", ("git",), "git_hub"),) == routing.conflicts
 
 
+# Changes of a router.
+
+A = Offer("a", tools=("x", "y", "z"), prompts=("p",), resources=("r://1",), templates=("t://{x}",))
+B = Offer("b", tools=("w", "x"))
+
+
+@pytest.mark.parametrize(
+    ("now", "count"),
+    [
+        ([A, B], 0),
+        ([attrs.evolve(A), attrs.evolve(B)], 0),
+        ([attrs.evolve(A, tools=("z", "y", "x")), B], 0),
+        ([attrs.evolve(A, tools=("x", "y", "new")), B], 2),
+        ([attrs.evolve(A, prompts=(), resources=("r://1", "r://2"), templates=("u://{x}",)), B], 4),
+        ([attrs.evolve(A, renamed={"x": "X"}), B], 3),
+        ([A, B, Offer("c", tools=("x",), resources=("r://1",))], 2 + 1),  # and "x", which two claim already
+        ([A], 2 + 1),
+        ([B, A], 1),
+    ],
+)
+def test_the_names_that_a_change_touches_are_counted(now: list[Offer], count: int) -> None:
+    """Those that come, go or are called otherwise, and what is contested, if backends come, go or change places."""
+    router = Router(Bare(), Bindings(), name_rule("models", None))
+    router.update([A, B])
+    assert count == router.count_changes(now)
+    router.update(now)
+    assert 0 == router.count_changes(now)
+
+
+class Watched(tuple[str, ...]):
+    """Names that count how often they are looked at."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.looks += 1
+        return super().__iter__()
+
+    def __eq__(self, other: object) -> bool:
+        self.looks += 1
+        return super().__eq__(other)
+
+    __hash__ = tuple.__hash__
+
+
+def test_an_unchanged_offer_is_not_looked_at() -> None:
+    """When other backends come, change or go, whatever the number of its names."""
+    names = tools, prompts, resources, templates = [Watched((f"{kind}://{{x}}",)) for kind in "tprs"]
+    unchanged = Offer("a", tools, prompts, resources, templates)
+    router = Router(Bare(), Bindings(), name_rule("models", None))
+    router.update([unchanged, Offer("b", tools=("x",))])
+    assert all(each.looks for each in names), "the test is about this"
+    for each in names:
+        each.looks = 0
+    for others in ([Offer("b", tools=("y",))], [Offer("b", templates=("t://{y}",)), Offer("c")], []):
+        router.update([unchanged, *others])
+        assert Target("a", "s://{x}") == router.table.templates[0]
+    assert [0] * 4 == [each.looks for each in names]
+
+
+def test_what_is_read_is_put_together_in_steps() -> None:
+    """The table and the conflicts: for each kind, the names of one backend at a time."""
+    offers = [attrs.evolve(A, backend_id=f"b{number}") for number in range(20)]
+    router = Router(Bare(), Bindings(), name_rule("models", None))
+    router.update(offers)
+    assert len(list(router.read_in_steps())) >= 2 * 3 * len(offers)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "steps"), [([32] * 32, 0), ([32] * 31 + [33], 1), ([32] * (33 + 32), 1), ([32] * (33 + 33), 2)]
+)
+def test_templates_are_read_in_steps_of_two_kib(lengths: list[int], steps: int) -> None:
+    """Each template counts 32 characters besides its own, since a short one costs time as well."""
+    templates = tuple(f"{number:05}://{{x}}".ljust(length, "y") for number, length in enumerate(lengths))
+    router = Router(Bare(), Bindings(), name_rule("models", None))
+    assert steps == len(list(router.update_in_steps([Offer("a", templates=templates)])))
+    assert len(templates) == len(router.table.templates)
+
+
 # Names that do not fit.
 
 
@@ -345,6 +433,7 @@ def advertised(own: str, *, by: str = "files", **options: Any) -> str:
         ("read_files", {"max_name_length": 16}, "files_read_files"),
         ("read_filesx", {"max_name_length": 16}, "esx_"),
         ("read", {"max_name_length": 20, "by": "documents-of-all"}, "ll_read_"),
+        ("", {"strategy": Bare()}, "_"),
     ],
 )
 def test_a_name_fits_models(own: str, options: dict[str, Any], name: str) -> None:
@@ -357,6 +446,24 @@ def test_a_name_fits_models(own: str, options: dict[str, Any], name: str) -> Non
     assert len(made) <= options.get("max_name_length", 128 if options.get("names_for") == "mcp" else 64)
     assert made == name or re.fullmatch(f".*{re.escape(name)}[a-z2-7]{{12}}", made)
     assert made == advertised(own, **options)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [],
+        ["x" * 64, "read_file"],
+        ["read_file", "x" * 65],
+        ["read_file", ""],
+        ["read.file", "read_file"],
+        ["read_file", "\N{ARABIC-INDIC DIGIT ONE}"],
+    ],
+)
+@pytest.mark.parametrize("names_for", ["models", "mcp"])
+def test_names_that_fit_are_recognised_many_at_a_time(names: list[str], names_for: Any) -> None:
+    """The quick look at many names says what a look at each of them says."""
+    rule = name_rule(names_for, None)
+    assert (names == list(map(rule.fit, names))) == rule.fit_all(names)
 
 
 def test_a_shortened_name_is_equal_in_every_process() -> None:
@@ -557,6 +664,27 @@ def test_the_most_literal_characters_have_a_uri(templates: list[str], uri: str, 
     assert expected == pickle.loads(pickle.dumps(table)).find_resource(uri)
     one = build_routing([Offer("other", templates=("{",)), Offer("all", templates=tuple(templates))], Prefix()).table
     assert (None if owner is None else Target("all", uri)) == one.find_resource(uri)
+
+
+def test_a_backend_without_templates_costs_a_search_nothing() -> None:
+    """However many there are beside the backend whose template matches."""
+
+    def calls_to_find(offers: list[Offer]) -> int:
+        """How many functions a search enters."""
+        router = Router(Prefix(), Bindings(), name_rule("models", None))
+        router.update(offers)
+        assert Target("a", "x://1") == router.find_resource("x://1")
+        entered: list[str] = []
+        sys.setprofile(lambda frame, event, _: entered.append(event))
+        try:
+            router.find_resource("x://1")
+        finally:
+            sys.setprofile(None)
+        return len(entered)
+
+    owner = Offer("a", templates=("x://{id}",))
+    malformed = [Offer(f"b{number}", tools=("t",), templates=("{",)) for number in range(50)]
+    assert calls_to_find([owner]) == calls_to_find([*malformed, owner])
 
 
 def test_equal_templates_are_a_conflict() -> None:
@@ -774,3 +902,6 @@ def test_all_templates_of_a_backend_share_one_limit_of_bytes() -> None:
     found = table.find_resource("note:///1")
     assert found is not None
     assert "good" == found.backend_id
+    even = tuple(f"{number:05}://{{x}}".ljust(64, "y") for number in range(KIB + 1))
+    table = build_routing([Offer("a", templates=even)], Prefix()).table
+    assert even[:KIB] == tuple(target.name for target in table.templates)

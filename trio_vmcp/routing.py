@@ -22,7 +22,7 @@ from trio_vmcp._routing.matching import TemplateGroup, find_backend, group_templ
 from trio_vmcp._routing.name_rule import NameRule, NamesFor, name_rule
 from trio_vmcp._routing.names import KnownClaims, Names
 from trio_vmcp._routing.strategies import Bare, ConflictResolution, Manual, Prefix, Priority
-from trio_vmcp._routing.table import RoutingTable, Segment, Target, closest_names, find_resource, joined
+from trio_vmcp._routing.table import RoutingTable, Segment, Target, closest_names, find_resource, joined_in_steps
 from trio_vmcp.models import NameConflict
 
 __all__ = [
@@ -45,7 +45,7 @@ __all__ = [
 # Characters, of all templates of one backend that are matched; `_routing/matching.py` bounds what a search costs.
 _TEMPLATE_CHARACTERS = 64 * 1024
 
-_CHARACTERS_AT_ONCE = 2 * 1024  # of templates that are read in one step: at most one of the longest
+_CHARACTERS_AT_ONCE = 2048  # of templates that are read in one step: at most one of the longest
 _TEMPLATE_COST = 32  # characters that each counts for besides its own
 
 _Templates: TypeAlias = tuple[tuple[Target, ...], TemplateGroup]
@@ -117,10 +117,9 @@ def build_routing(
 
 def changed_names(strategy: ConflictResolution, names_for: NamesFor, max_name_length: int | None) -> dict[str, str]:
     """The names given in a `Manual` that do not fit, and what each is advertised as."""
-    if not isinstance(strategy, Manual):
-        return {}
+    names = strategy.names if isinstance(strategy, Manual) else ()
     rule = name_rule(names_for, max_name_length)
-    fitted = {name: rule.fit(name) for name in strategy.names}
+    fitted = {name: rule.fit(name) for name in names}
     return {name: shown for name, shown in fitted.items() if name != shown}
 
 
@@ -173,9 +172,8 @@ class Router:
         for backend_id in self._offers.keys() | now.keys():
             old, new = (known.get(backend_id, Offer(backend_id)) for known in (self._offers, now))
             if old is not new:
-                pairs = [(getattr(old, kind), getattr(new, kind)) for kind in kinds]
-                has_other = old.renamed != new.renamed
-                count += sum(max(len(set(a) ^ set(b)), 1) for a, b in pairs if a != b) + has_other * len(new.tools)
+                count += sum(len(set(getattr(old, kind)) ^ set(getattr(new, kind))) for kind in kinds)
+                count += len(new.tools) if old.renamed != new.renamed else 0
         order = list(now)
         return count + sum(names.count_touched(order) for names in (*self._names.values(), self._template_names))
 
@@ -212,28 +210,32 @@ class Router:
 
     def adopt_in_steps(self, bindings: Bindings) -> Iterator[None]:
         """Bind names as they are bound elsewhere, except those that are bound here already; with a step for some names
-        each, as `update_in_steps`.
+        each, as `update_in_steps`, which has to follow.
         """
         yield from self._names["tools"].adopt_in_steps(bindings.tools)
         yield from self._names["prompts"].adopt_in_steps(bindings.prompts)
-        self._table = self._conflicts = None
 
     def read_in_steps(self) -> Iterator[None]:
         """Put together all that is read."""
         yield from self._put_conflicts_together()
-        yield
-        _ = self.table
-        yield
+        yield from self._put_table_together()
         _ = self.bindings
 
     @property
     def table(self) -> RoutingTable:
         if self._table is None:
-            routes = {kind: joined(names.segments()) for kind, names in self._names.items()}
-            self._table = RoutingTable(
-                routes["tools"], routes["prompts"], routes["resources"], self.templates, self._match_with()
-            )
+            for _ in self._put_table_together():
+                pass
+        assert self._table is not None
         return self._table
+
+    def _put_table_together(self) -> Iterator[None]:
+        routes: dict[Kind, Mapping[str, Target]] = {}
+        for kind, names in self._names.items():
+            routes[kind] = yield from joined_in_steps(names.segments())
+        self._table = RoutingTable(
+            routes["tools"], routes["prompts"], routes["resources"], self.templates, self._match_with()
+        )
 
     @property
     def conflicts(self) -> tuple[NameConflict, ...]:

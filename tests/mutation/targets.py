@@ -250,9 +250,8 @@ EQUIVALENT: Mapping[str, str] = {
     "NameRule.fit: > becomes >= in `return (legible[int(too_long) :] if too_long > 0 else legible) + tail`": (
         "From its character 0 on, a name is whole."
     ),
-    "_well_formed_templates: < becomes <= in `if left < 0:`": "One character of 65 536.",
-    "_well_formed_templates: 0 becomes 1 in `if left < 0:`": "One character of 65 536.",
-    "<module>: 1024 becomes 1025 in `_TEMPLATE_CHARACTERS = 64 * 1024`": "A thousandth of a bound on costs.",
+    "<module>: 64 becomes 65 in `_MOST_KNOWN = 64`": "One set of backends more is known.",
+    "<module>: 1000 becomes 1001 in `MOST_AT_ONCE = 1000`": "A thousandth of a bound on the time of a step.",
     "_inner_prefixes: 0 becomes 1 in `found[backend_id] = dict(sorted(inner, key=lambda pair: len(pair[0]), "
     "reverse=True))`": "The ids in them are in the same order: of two prefixes of one format, that of the longer id is "
     "longer.",

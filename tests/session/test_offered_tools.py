@@ -16,6 +16,7 @@ from trio_vmcp import (
     JSON,
     Backend,
     BackendUnavailable,
+    Bare,
     FactorySettings,
     Manual,
     NameConflict,
@@ -23,6 +24,7 @@ from trio_vmcp import (
     ToolNotFound,
     ToolOverride,
     UnauthorizedCaller,
+    open_session_factory,
 )
 from trio_vmcp._session.offered_tools import AT_ONCE, offered_tools
 from trio_vmcp._tool_patterns import tool_patterns
@@ -257,6 +259,26 @@ async def test_what_manual_leaves_out_is_not_found_while_its_backend_is_away(
         (name,) = (name for name, (_, own) in names.items() if own == own_name)
         with pytest.raises(ToolNotFound if is_known else BackendUnavailable):
             await restored.call_tool(name)
+        backend.restart()
+
+
+async def test_what_another_strategy_advertised_is_not_found_while_its_backend_is_away(
+    autojump_clock: MockClock,
+) -> None:
+    """The row binds a name that no tool has under the strategy of now, whatever the backend lists when it is back."""
+    backend = add_tools(echo_backend())
+    bare = FactorySettings(conflict_resolution=Bare())
+    async with open_world({"b": backend}, settings=bare) as world:
+        await (await world.make_session(session_id="one")).suspend()
+        backend.crash()
+        async with open_session_factory(transport=world.transport, storage=world.storage) as factory:
+            restored = await factory.restore_session("one", world.configured)
+            assert "b" == restored.metadata.bindings["tools"]["get_item"]
+            with pytest.raises(ToolNotFound):
+                await restored.call_tool("get_item")
+            with pytest.raises(ToolNotFound):
+                await restored.call_tool("b_get_item")
+            await restored.aclose()
         backend.restart()
 
 

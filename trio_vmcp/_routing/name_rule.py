@@ -37,7 +37,7 @@ class NameRule:
         """Whether `fit` leaves all of these as they are. For one after the other that takes four times as long."""
         return (
             "" not in names
-            and max(map(len, names), default=0) <= self.max_length
+            and len(max(names, key=len, default="")) <= self.max_length
             and self._foreign.search("".join(names)) is None
         )
 

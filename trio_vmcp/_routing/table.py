@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from heapq import nlargest
 from itertools import islice
@@ -15,7 +15,7 @@ from trio_vmcp._protocol.uri_template import UriTemplate, compile_template
 from trio_vmcp._read_only import Copyable
 from trio_vmcp._routing.matching import TemplateGroup, find_backend, group_templates
 
-__all__ = ["RoutingTable", "Segment", "Target", "closest_names", "find_resource", "joined"]
+__all__ = ["RoutingTable", "Segment", "Target", "closest_names", "find_resource", "joined_in_steps"]
 
 # What one search for close names may cost, however large the table and hostile the names: about 15 ms.
 _SCANNED_NAMES = 10_000
@@ -80,11 +80,12 @@ class Targets(Mapping[str, Target]):
         return repr(dict(self))
 
 
-def joined(segments: Iterable[Segment]) -> Targets:
-    """All names of these segments, in their order."""
+def joined_in_steps(segments: Iterable[Segment]) -> Generator[None, None, Targets]:
+    """All names of these segments, in their order, with a step for each segment."""
     own: dict[str, str] = {}
     backend_ids: dict[str, str] = {}
     for segment in segments:
+        yield
         own |= segment.own
         backend_ids |= dict.fromkeys(segment.own, segment.backend_id)
         backend_ids |= segment.elsewhere
