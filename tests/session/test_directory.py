@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import attrs
 import pytest
@@ -16,15 +16,17 @@ from hypothesis import strategies as st
 from support.strategies import BACKEND_IDS, OWN_NAMES, resolutions
 from support.untraced import untraced
 
+from trio_vmcp import routing
 from trio_vmcp._routing import names
 from trio_vmcp._session import directory as directory_module
 from trio_vmcp._session.directory import MOST_AT_ONCE, MOST_BOUND_BYTES, MOST_REMOVED, Directory, new_directory
 from trio_vmcp._session.foreign_names import ForeignNames
 from trio_vmcp._session.listing import Listing
-from trio_vmcp._session.pages import Page
+from trio_vmcp._session.pages import MOST_NAME_BYTES, Page
 from trio_vmcp._session.shared_lists import SharedLists
-from trio_vmcp.errors import MessageTooLarge, ResourceNotFound
-from trio_vmcp.routing import Bare, Bindings, ConflictResolution, Prefix, Target
+from trio_vmcp.errors import MessageTooLarge, ResourceNotFound, ToolNotFound
+from trio_vmcp.models import JSON
+from trio_vmcp.routing import Bare, Bindings, ConflictResolution, Offer, Prefix, Target
 from trio_vmcp.settings import FactorySettings
 
 Listings: TypeAlias = dict[str, Listing | None]
@@ -178,6 +180,60 @@ def test_what_follows_from_equal_lists_is_made_once() -> None:
     assert len(one.bindings.tools) + 1 == len(two.bindings.tools)
 
 
+def test_entries_of_equal_lists_are_made_once_beside_different_ones() -> None:
+    """One backend lists the same to two sessions, and another does not: the entries of the first are the same."""
+    shared = SharedLists()
+    same, own, others = (in_pages(listing(name, prompts=(name,), uris=URIS)) for name in "abc")
+    one, two = directory_of(shared=shared), directory_of(shared=shared)
+    one.update({"x": same, "y": own})
+    two.update({"x": same, "y": others})
+    assert [True, False] == [a is b for a, b in zip(one.tools, two.tools, strict=True)]
+    assert [True, False] == [a is b for a, b in zip(one.prompts, two.prompts, strict=True)]
+
+
+def test_very_many_names_that_follow_from_equal_lists_are_there_at_once() -> None:
+    """The first session works them out in steps, and others have them without any work."""
+    shared = SharedLists()
+    lists: Listings = {"a": in_pages(listing(*(f"t{tool}" for tool in range(MOST_AT_ONCE + 1))))}
+    one, two = directory_of(shared=shared), directory_of(shared=shared)
+    assert one.is_long(lists)
+    for _ in one.update_in_steps(lists):
+        pass
+    assert not two.is_long(lists)
+    two.update(lists)
+    assert one.table is two.table
+
+
+def test_only_what_other_sessions_may_get_is_held_for_them() -> None:
+    """A list that no digest identifies is this session's own."""
+    shared = SharedLists()
+    common, own = in_pages(listing("a")), listing("a")
+    held: list[int] = []
+    for lists in ({"x": common}, {"x": common, "y": None}, {"x": common, "y": own}, {"x": own}):
+        directory = directory_of(shared=shared)
+        directory.update(lists)
+        held.append(len(shared.first_names))
+    assert [1, 1, 0, 0] == held  # of one at a time: an entry goes with its directory
+
+
+def test_a_session_with_names_of_its_own_shares_none() -> None:
+    """Names that a restored session, or another instance of it, has bound are not those of a new session, although the
+    lists are the same.
+    """
+    shared, foreign = SharedLists(), ForeignNames()
+    lists: Listings = {"here": in_pages(listing("t"))}
+    bare, bound = FactorySettings(conflict_resolution=Bare()), Bindings({"t": "away"}, {})
+    foreign.put(bound, UNBOUND)
+    new = new_directory(UNBOUND, bare, shared=shared)
+    restored = new_directory(bound, bare, shared=shared)
+    elsewhere = new_directory(UNBOUND, bare, foreign, shared)
+    last = new_directory(UNBOUND, bare, shared=shared)
+    for directory in (new, restored, elsewhere, last):
+        directory.update(lists)
+    assert [["t"], [], [], ["t"]] == [[*each.table.tools] for each in (new, restored, elsewhere, last)]
+    assert new.table is last.table
+
+
 @settings(max_examples=50)
 @given(scripts, resolutions(), bound)
 def test_names_that_another_instance_has_bound_are_as_if_bound_before(
@@ -260,6 +316,8 @@ def test_many_names_of_another_instance_are_taken_in_steps() -> None:
         pass
     assert ["own"] == [tool.name for tool in directory.tools]
     assert not directory.is_long({"here": listing("t1")})
+    foreign.put(Bindings({f"u{name}": "there" for name in many}, {}), UNBOUND)
+    assert not directory.is_long(listings), "they wait for the next change"
 
 
 def assert_calls_go_by_the_table(directory: Directory) -> None:
@@ -329,15 +387,43 @@ def test_an_update_that_is_given_up_leaves_nothing(
     assert taken > 50
 
 
+MAKERS = [  # of what callers read
+    (directory_module, "_MAKERS"),
+    (directory_module, "ResourceTemplate"),
+    (routing, "RoutingTable"),
+    (routing, "Bindings"),
+    (names.Names, "conflicts"),
+]
+
+
 def test_what_took_many_steps_is_there_to_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader would put everything together in one step."""
     own = directory_of(Bare())
     tools = [f"t{tool}" for tool in range(2000)]
     for _ in own.update_in_steps({known: listing(*tools, prompts=tuple(tools), uris=URIS) for known in "ab"}):
         pass
-    monkeypatch.setattr(directory_module, "_MAKERS", {})
+    for module, maker in MAKERS:
+        monkeypatch.setattr(module, maker, None)
     assert [2000, 2000, 2, 2] == [len(getattr(own, what)) for what in READ[:4]]
+    assert [2000, 2000, 2] == [len(getattr(own.table, what)) for what in READ[:3]]
     assert 4002 <= len(own.conflicts)
+    assert [2000, 2000] == [len(own.bindings.tools), len(own.bindings.prompts)]
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_a_change_is_made_at_once_up_to_a_thousand_names_or_entries(extra: int) -> None:
+    """New entries, entries that are described otherwise, and names that go, of all backends together. Lists that stay
+    count for nothing.
+    """
+    count = MOST_AT_ONCE + extra - 1
+    many = [listing("x", *(f"t{tool}" for tool in range(count)), mark=mark) for mark in range(2)]
+    directory, few = directory_of(), listing("x")
+    assert bool(extra) == directory.is_long({"a": many[0]})
+    directory.update({"a": few, "b": many[0]})
+    described = attrs.evolve(many[0], tools=many[1].tools)
+    assert bool(extra) == directory.is_long({"a": few, "b": None})
+    assert bool(extra) == directory.is_long({"a": few, "b": described}) == directory.is_long({"b": described})
+    assert not directory.is_long({"a": few, "b": attrs.evolve(many[0], prompts={"p": {"name": "p"}})})
 
 
 @pytest.mark.parametrize("strategy", [PREFIX, Bare()])
@@ -465,7 +551,8 @@ def test_a_table_that_was_read_does_not_change() -> None:
 
 def test_names_of_one_backend_are_bounded() -> None:
     """Names that are bound count, listed or not; so do those of the row; other backends have a bound of their own."""
-    half = "x" * (MOST_BOUND_BYTES // 2)
+    half = "x" * MOST_NAME_BYTES  # as much as one listing may have
+    assert 2 * len(half) == MOST_BOUND_BYTES
     directory = directory_of(bindings=Bindings({f"a_{half}": "a"}))
     directory.update({"a": None, "b": None})
     for fits in (listing(half[:-2]), listing(prompts=(half[:-2],)), Listing()):
@@ -474,7 +561,10 @@ def test_names_of_one_backend_are_bounded() -> None:
     for over in (listing(half[:-1]), listing(prompts=(half[:-1],)), listing(half[100:], prompts=("y" * 99,))):
         with pytest.raises(MessageTooLarge, match="lists ever new names"):
             directory.check_names("a", None, over)
+    directory = directory_of(bindings=Bindings({f"a_{half}{half}": "a"}))  # more than that, by its prefix
     directory.check_names("a", listing(half), listing(half, mark=1))  # nothing in it is new
+    with pytest.raises(MessageTooLarge):
+        directory.check_names("a", listing(half), listing(half, "y"))
 
 
 def test_a_name_counts_once_however_often_it_is_decided() -> None:
@@ -499,6 +589,16 @@ def test_nothing_is_kept_of_a_removed_backend() -> None:
     assert ["b_x"] == [tool.name for tool in directory.tools]
     assert [removed] == [holder for holder in gc.get_referrers(removed.tools) if isinstance(holder, Listing)]
     assert [] == [holder for holder in gc.get_referrers(removed.tools) if type(holder).__module__ != Listing.__module__]
+
+
+def test_a_removed_backend_that_was_never_listed_leaves_nothing() -> None:
+    """Not even its id: there may be a new one for each task of a session."""
+    directory = directory_of()
+    for number in range(9):
+        directory.update({f"unlisted{number}": None})
+    directory.update({})
+    kept = [each.backend_id for each in gc.get_objects() if isinstance(each, Offer)]
+    assert [] == [backend_id for backend_id in kept if backend_id.startswith("unlisted")]
 
 
 @pytest.mark.parametrize("is_restored", [False, True])
@@ -527,15 +627,86 @@ def test_the_names_of_the_last_removed_backends_stay_bound(is_restored: bool) ->
     assert [f"t{oldest}"] == advertised == list(directory.table.tools)
     assert Target("heir", f"t{oldest}") == directory.find("tools", f"t{oldest}")
     assert "heir" == directory.bindings.tools[f"t{oldest}"] == directory.owner_of("tools", f"t{oldest}")
+    assert directory.bindings is directory.bindings
     assert [name for name in ("t0", "t1", "t2") if name != f"t{oldest}"] == [
         conflict.name for conflict in directory.conflicts if conflict.kind == "tool"
     ]
 
 
 def test_what_is_bound_to_removed_backends_is_bounded() -> None:
-    """However many come and go in the life of one session."""
+    """However many come and go in the life of one session: the names of one hundred, and of those that are there."""
     directory = directory_of()
     for number in range(3 * MOST_REMOVED):
         directory.update({f"b{number}": listing(*map(str, range(9)))})
-        assert len(directory.bindings.tools) <= 9 * (MOST_REMOVED + 1)
-    assert 9 * (MOST_REMOVED + 1) == len(directory.bindings.tools)
+        assert len(directory.bindings.tools) <= 9 * 101
+    assert 9 * 101 == len(directory.bindings.tools)
+
+
+# What is asked of single entries.
+
+
+def test_what_a_backend_offers_itself() -> None:
+    """A resource, or what its templates match, also where another backend owns the URI."""
+    directory = directory_of()
+    directory.update({"a": listing(uris=("memo://1",)), "b": listing(uris=("memo://1", "memo://2", "file://{x}"))})
+    offered = {
+        uri: [known for known in ("a", "b", "gone") if directory.offers(known, uri)]
+        for uri in ("memo://1", "memo://2", "file://3", "file://{x}", "memo://3")
+    }
+    assert {
+        "memo://1": ["a", "b"],
+        "memo://2": ["b"],
+        "file://3": ["b"],
+        "file://{x}": ["b"],
+        "memo://3": [],
+    } == offered
+    directory.update({"a": listing(uris=("file://{y}",)), "b": listing(uris=("memo://{x}",))})
+    assert [True, False, False, True] == [
+        directory.offers(known, uri) for uri in ("file://1", "memo://1") for known in ("a", "b")
+    ]
+
+
+def test_which_uris_are_listed_as_they_are() -> None:
+    """What a template merely matches is not listed."""
+    directory = directory_of()
+    directory.update({"a": listing(uris=("memo://1", "memo://{day}"))})
+    assert [True, False] == [directory.lists_resource(uri) for uri in ("memo://1", "memo://2")]
+    assert Target("a", "memo://{day}") == directory.find_template("memo://{day}")
+    assert directory.find_template("memo://1") is None
+
+
+@pytest.mark.parametrize("kind", ["tools", "prompts"])
+def test_an_unknown_name_is_told_the_closest_ones(kind: Literal["tools", "prompts"]) -> None:
+    """The same that the table tells."""
+    directory = directory_of()
+    directory.update({"a": listing("search", prompts=("search",), uris=("memo://monday",)), "b": listing("find")})
+    error = directory.not_found(kind, "a_serach", ToolNotFound)
+    assert ("a_search",) == error.closest == directory.table.closest(kind, "a_serach")
+    with pytest.raises(ResourceNotFound) as caught:
+        directory.find_resource("memo://mondya")
+    assert ("memo://monday",) == caught.value.closest
+
+
+def public(ttl: float) -> JSON:
+    return {"cacheScope": "public", "ttlMs": ttl}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "ttl"),
+    [
+        ([public(5)], [public(3)], 3),
+        ([public(3)], [public(5), public(4)], 3),
+        ([public(5)], [], 5),  # it has no such list
+        ([public(5)], [{}], None),
+        ([], [], None),
+    ],
+)
+def test_a_list_may_be_shared_as_long_as_all_backends_say(
+    first: list[JSON], second: list[JSON], ttl: float | None
+) -> None:
+    """Those that have such a list; what they say of other lists does not count."""
+    directory = directory_of()
+    results = {"a": first, "b": second}
+    lists = {known: {"resources": tuple(map(Page, those))} if those else {} for known, those in results.items()}
+    directory.update({known: Listing(pages={**pages, "tools": (Page(public(1)),)}) for known, pages in lists.items()})
+    assert ttl == directory.public_ttl("resources/list")

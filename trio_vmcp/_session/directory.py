@@ -65,12 +65,12 @@ class Directory:
         """Whether an `update` with these listings takes too long for one step."""
         if not self._is_news(listings) or self._find_common(listings) is not None:
             return False
-        entries = 0
-        for backend_id, listing in listings.items():
-            known = self._listings.get(backend_id, _NOTHING)
-            if listing is not None and listing is not known:
-                parts = [(getattr(listing, field), getattr(known, field)) for field in FIELDS]
-                entries += sum(len(part) for part, before in parts if part is not before)
+        pairs = [
+            (getattr(listing or _NOTHING, field), getattr(self._listings.get(backend_id, _NOTHING), field))
+            for backend_id, listing in listings.items()
+            for field in FIELDS
+        ]
+        entries = sum(len(part) for part, before in pairs if part is not before)
         offers = self._offers_of(listings)
         return (
             entries + self._foreign.count > MOST_AT_ONCE
@@ -89,14 +89,15 @@ class Directory:
                 pass
 
     def update_in_steps(self, listings: Mapping[str, Listing | None]) -> Iterator[None]:
-        """`update`, with a step for some names or entries each. There must be no other update meanwhile."""
-        if self._is_news(listings) and not self._adopt_common(listings):
-            twin = copy(self)
-            yield from twin._copy_in_steps()
-            yield from twin._take_over(listings)
-            yield from twin._read_in_steps()
-            for field in attrs.fields(Directory):
-                setattr(self, field.name, getattr(twin, field.name))
+        """`update` where it `is_long`, with a step for some names or entries each. There must be no other update
+        meanwhile.
+        """
+        twin = copy(self)
+        yield from twin._copy_in_steps()
+        yield from twin._take_over(listings)
+        yield from twin._read_in_steps()
+        for field in attrs.fields(Directory):
+            setattr(self, field.name, getattr(twin, field.name))
 
     def _is_news(self, listings: Mapping[str, Listing | None]) -> bool:
         is_same = all(
@@ -109,7 +110,9 @@ class Directory:
         return {
             backend_id: self._offers[backend_id]
             if self._listings.get(backend_id) is (listing or _NOTHING)
-            else (listing or _NOTHING).offer(backend_id)
+            else Offer(backend_id)
+            if listing is None  # `offer` would keep one for each backend that was ever added
+            else listing.offer(backend_id)
             for backend_id, listing in listings.items()
         }
 
@@ -122,8 +125,7 @@ class Directory:
         if self._foreign.count:
             foreign = self._foreign.take()
             yield from self._router.adopt_in_steps(foreign)
-            owners = dict.fromkeys((*foreign.tools.values(), *foreign.prompts.values()))
-            self._removed = self._removed | {owner: None for owner in owners if owner not in self._listings}
+            self._removed = self._removed | dict.fromkeys((*foreign.tools.values(), *foreign.prompts.values()))
         # Names stay bound to no more than `MOST_REMOVED` backends that were removed.
         gone = [
             backend_id for backend_id in dict.fromkeys((*self._removed, *self._listings)) if backend_id not in offers
