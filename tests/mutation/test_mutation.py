@@ -184,6 +184,17 @@ def test_what_runs_while_the_module_is_imported(suite: Suite) -> None:
     assert not any(verdict.survived for verdict in verdicts.values())
 
 
+def test_a_deleted_name_of_a_module_is_gone(suite: Suite) -> None:
+    """What uses it raises a NameError, also in functions that run long after the import; what no test uses survives."""
+    (suite.root / "lamp.py").write_text(
+        "MOST = 3\nLEAST = 1\ndef most():\n    return MOST\ndef least():\n    return LEAST\n"
+    )
+    (suite.root / "test_lamp.py").write_text("import lamp\ndef test_most():\n    assert lamp.most()\n")
+    verdicts = verdicts_of(suite, (suite.root / "lamp.py").read_text())
+    assert "test_lamp.py::test_most" == verdicts["<module>: delete `MOST = 3`"].killed_by
+    assert verdicts["<module>: delete `LEAST = 1`"].survived
+
+
 def test_mutants_take_the_place_of_functions_that_the_garbage_collector_does_not_list(suite: Suite) -> None:
     """What looks for leaks freezes the heap before the tests: that must not send mutants the slow way."""
     (suite.root / "conftest.py").write_text("import gc\ndef pytest_collection_finish():\n    gc.freeze()\n")
