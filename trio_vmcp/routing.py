@@ -19,7 +19,7 @@ from trio_vmcp._protocol.methods import Kind
 from trio_vmcp._protocol.uri_template import UriTemplate, compile_template
 from trio_vmcp._read_only import Copyable, read_only
 from trio_vmcp._routing.matching import TemplateGroup, find_backend, group_templates
-from trio_vmcp._routing.name_rule import NameRule, NamesFor, name_rule
+from trio_vmcp._routing.name_rule import AS_COMPOSED, NameRule, NamesFor, name_rule
 from trio_vmcp._routing.names import KnownClaims, Names
 from trio_vmcp._routing.strategies import Bare, ConflictResolution, Manual, Prefix, Priority
 from trio_vmcp._routing.table import RoutingTable, Segment, Target, closest_names, find_resource, joined_in_steps
@@ -142,10 +142,10 @@ class Router:
             "tools": Names("tool", strategy, rule, True, dict(bindings.tools), known),
             "prompts": Names("prompt", strategy, rule, True, dict(bindings.prompts), known),
             # A URI says where something is: it is never rewritten, never bound, and the first to list it serves it.
-            "resources": Names("resource", Bare(), None, False, {}, known),
+            "resources": Names("resource", Bare(), AS_COMPOSED, False, {}, known),
         }
         # Equal templates of several backends: the first to list one serves what matches.
-        self._template_names = Names("resource", Bare(), None, False, {})
+        self._template_names = Names("resource", Bare(), AS_COMPOSED, False, {})
         self._templates: dict[str, _Templates] = {}
         self._offers: dict[str, Offer] = {}
         self._bindings = bindings

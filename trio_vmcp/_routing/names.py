@@ -14,8 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
+from itertools import islice
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 from weakref import WeakValueDictionary
 
 import attrs
@@ -39,6 +40,8 @@ __all__ = ["AT_ONCE", "SIMPLE_AT_ONCE", "KnownClaims", "Names"]
 
 AT_ONCE = 512  # names in one step; one that is contested takes 10 us
 SIMPLE_AT_ONCE = 16 * AT_ONCE  # of names that take no more than 0.3 us
+
+_T = TypeVar("_T")
 
 _NOTHING: Mapping[Any, Any] = MappingProxyType({})  # most claims have most of their fields empty
 
@@ -99,7 +102,7 @@ def _claim(
     strategy: ConflictResolution,
     backend_id: str,
     names: Sequence[str],
-    rule: NameRule | None,
+    rule: NameRule,
     inner: Mapping[str, str],
     renamed: Mapping[str, str],
     keep_out: Callable[[str], str],
@@ -111,26 +114,26 @@ def _claim(
     compose = composer(strategy, backend_id, renamed)
     unique = dict.fromkeys(names)
     if not inner:
-        simple = yield from _claim_simply(compose, list(unique), rule)
+        simple = yield from _claim_simply(compose, unique, rule)
         if simple is not None:
-            return _Claims(names, Segment(backend_id, simple or _NOTHING), renamed=renamed or _NOTHING)
+            return _Claims(names, Segment(backend_id, simple), renamed=renamed)
     own: dict[str, str] = {}
     doubles: dict[str, tuple[str, ...]] = {}
     belong_to: dict[str, str] = {}
     cut: list[str] = []
-    for at, name in enumerate(unique, start=1):
-        if at % AT_ONCE == 0:
-            yield
-        whole = compose(name)
-        if whole is not None:
-            composed = shown = whole if rule is None else rule.fit(whole)
-            if rule is not None and composed is not whole and rule.cuts(whole):
+    for some in _pieces(unique, AT_ONCE):
+        yield
+        for name in some:
+            whole = compose(name)
+            if whole is None:
+                continue
+            composed = shown = rule.fit(whole)
+            if composed is not whole and rule.cuts(whole):
                 cut.append(composed)
                 composed, shown = keep_out(composed), rule.legible(whole)
             for prefix, owner in inner.items():
                 if shown.startswith(prefix):
                     belong_to.setdefault(composed, owner)
-                    break
             first = own.setdefault(composed, name)
             if first != name:
                 doubles[composed] = (*doubles.get(composed, (first,)), name)
@@ -139,25 +142,22 @@ def _claim(
         native = [name for name in alike if name not in renamed]
         if len(native) == 1:
             preferred[composed] = native[0]
-    found = (doubles or _NOTHING, preferred or _NOTHING, renamed or _NOTHING, inner or _NOTHING, belong_to or _NOTHING)
-    return _Claims(names, Segment(backend_id, own or _NOTHING), *found, sorted(cut) if cut else ())
+    return _Claims(names, Segment(backend_id, own), doubles, preferred, renamed, inner, belong_to, sorted(cut))
 
 
 def _claim_simply(
-    compose: Callable[[str], str | None], names: Sequence[str], rule: NameRule | None
+    compose: Callable[[str], str | None], names: Collection[str], rule: NameRule
 ) -> Generator[None, None, dict[str, str] | None]:
     """Composed name to own name, where each own name is composed to one of its own that fits, as nearly all are; None:
     it is not so, and each name needs a look of its own, which takes ten times as long.
     """
     own: dict[str, str] = {}
-    for start in range(0, len(names), SIMPLE_AT_ONCE):
-        if start:
-            yield
-        some = names[start : start + SIMPLE_AT_ONCE]
-        composed = [whole for name in some if (whole := compose(name)) is not None]
-        if len(composed) < len(some) or (rule is not None and not rule.fit_all(composed)):
+    for some in _pieces(names, SIMPLE_AT_ONCE):
+        yield
+        composed = {whole: name for name in some if (whole := compose(name)) is not None}
+        if not rule.fit_all(composed):
             return None
-        own |= zip(composed, some, strict=True)
+        own |= composed
     return own if len(own) == len(names) else None
 
 
@@ -170,7 +170,7 @@ class Names:
     """Which backend has which name.
 
     Attributes:
-        _rule: What composed names are made to fit; None: names stay as they are composed.
+        _rule: What composed names are made to fit.
         routes: Advertised name to the backend where a call goes, in no order.
         _known: What names were composed to for other sessions of the same strategy and rule; None: there are none.
         bound: Advertised name to the backend that has the name for good; entries go with `release` alone.
@@ -179,7 +179,7 @@ class Names:
 
     _kind: Literal["tool", "prompt", "resource"]
     _strategy: ConflictResolution
-    _rule: NameRule | None
+    _rule: NameRule
     _binds: bool
     bound: dict[str, str]
     _known: KnownClaims | None = None
@@ -190,7 +190,7 @@ class Names:
     _prefixes: Prefixes = attrs.field(default=NO_PREFIXES, init=False)  # `all_prefixes` of the configured
     _contested: dict[str, tuple[str, ...]] = attrs.field(factory=dict, init=False)  # by name: its claimants' ids
     _conflicts: dict[str, NameConflict] = attrs.field(factory=dict, init=False)  # what came of each contested name
-    _segments: dict[str, Segment] = attrs.field(factory=dict, init=False)  # read since the latest change
+    _segments: dict[str, Segment] = attrs.field(factory=dict, init=False)  # each read since its names changed
 
     def __attrs_post_init__(self) -> None:
         for name, backend_id in self.bound.items():
@@ -199,7 +199,7 @@ class Names:
     def copy_in_steps(self) -> Generator[None, None, Names]:
         """A copy that can be changed while the original stays as it is."""
         twin = copy(self)
-        for field in ("bound", "routes", "bound_bytes", "_claims", "_contested", "_conflicts"):
+        for field in ("bound", "routes", "bound_bytes", "_claims", "_contested", "_conflicts", "_segments"):
             setattr(twin, field, getattr(self, field).copy())
             yield
         return twin
@@ -224,7 +224,6 @@ class Names:
             order: The ids of all backends, in configured order.
             renamed: By the id of a backend that changed: own name to the name that the user gives in its place.
         """
-        self._segments = {}
         if isinstance(self._strategy, Manual):  # it goes by the own names
             renamed = _NOTHING
         given, again = listed, set[str]()
@@ -232,17 +231,18 @@ class Names:
         touched: list[tuple[str | None, Collection[str]]] = []
         if order != list(self._claims):
             for gone in self._claims.keys() - set(order):
-                withdrawn = yield from self._replace(gone, _no_claims(gone))
-                touched.append((None, withdrawn))
+                yield from self._replace(gone, _no_claims(gone))
             self._claims = {backend_id: self._claims.get(backend_id) or _no_claims(backend_id) for backend_id in order}
             touched.append((None, list(self._contested)))
+            self._segments = {}
             self._inner, self._prefixes, again = self._prefixes_of(order)
             listed = {backend_id: self._claims[backend_id].listed for backend_id in again} | dict(listed)
         for backend_id, names in listed.items():
-            claims, inner = self._claims[backend_id], self._inner.get(backend_id, {})
-            others = renamed.get(backend_id, {}) if backend_id in given else claims.renamed
+            claims, inner = self._claims[backend_id], self._inner.get(backend_id, _NOTHING)
+            others = renamed.get(backend_id, _NOTHING) if backend_id in given else claims.renamed
             if names != claims.listed or others != claims.renamed or backend_id in again:
                 claims = yield from self._claim(backend_id, names, inner, others)
+                self._segments.pop(backend_id, None)
                 added = self._add_all(backend_id, claims)
                 touched.append(added or (None, (yield from self._replace(backend_id, claims))))
         for sole, some in touched:
@@ -268,14 +268,13 @@ class Names:
         """`_inner` and `_prefixes` where these backends are configured, and the backends whose names these may touch,
         although their lists are as before.
         """
-        legible = _as_it_is if self._rule is None else self._rule.legible
-        inner = inner_prefixes(self._strategy, order, legible)
-        prefixes = all_prefixes(self._strategy, order, legible)
+        inner = inner_prefixes(self._strategy, order, self._rule.legible)
+        prefixes = all_prefixes(self._strategy, order, self._rule.legible)
         changed = prefixes.changed_since(self._prefixes)
         again = {
             known
             for known, claims in self._claims.items()
-            if claims.inner != inner.get(known, {})
+            if claims.inner != inner.get(known, _NOTHING)
             or (claims.cut and any(_has_prefix(claims.cut, prefix) for prefix in changed))
         }
         return inner, prefixes, again
@@ -284,33 +283,29 @@ class Names:
         """What a name that is cut to this is advertised as. With a mark if it would begin with the prefix of another
         backend; but a name that is bound stays as it is, whatever is configured later.
         """
-        marked = self._prefixes.marked(cut)
-        if self.bound.get(cut) == backend_id or marked == cut:
+        if self.bound.get(cut) == backend_id:
             return cut
+        marked = self._prefixes.marked(cut)
         is_marked = self.bound.get(marked) == backend_id or self._prefixes.belongs_elsewhere(cut, backend_id)
         return marked if is_marked else cut
 
     def adopt_in_steps(self, bound: Mapping[str, str]) -> Iterator[None]:
         """Bind names as they are bound elsewhere, except those that are bound here already."""
-        self._segments = {}
         adopted: list[str] = []
-        for at, (name, backend_id) in enumerate(bound.items(), start=1):
-            if at % AT_ONCE == 0:
-                yield
-            if name not in self.bound:
-                self._bind(name, backend_id)
-                adopted.append(name)
-        yield from self._settle_all([name for name in adopted if name in self._contested])
+        for some in _pieces(bound.items(), AT_ONCE):
+            yield
+            for name, backend_id in some:
+                if name not in self.bound:
+                    self._bind(name, backend_id)
+                    adopted.append(name)
+        yield from self._settle_all(adopted)
 
     def release_in_steps(self, backend_id: str) -> Iterator[None]:
         """Let another backend have the names that are bound to this one, which must not be configured."""
-        self._segments = {}
         released: list[str] = []
-        for at, (name, owner) in enumerate(self.bound.items(), start=1):
-            if at % (16 * AT_ONCE) == 0:
-                yield
-            if owner == backend_id:
-                released.append(name)
+        for some in _pieces(self.bound.items(), SIMPLE_AT_ONCE):
+            yield
+            released += [name for name, owner in some if owner == backend_id]
         for name in released:
             del self.bound[name]
         self.bound_bytes.pop(backend_id, None)
@@ -318,22 +313,25 @@ class Names:
 
     def own_names(self, backend_id: str, name: str, renamed: Mapping[str, str]) -> tuple[str, ...] | None:
         """As `Router.own_names`."""
-        if self._rule is not None and self._rule.may_be_changed(name):
+        if self._rule.may_be_changed(name):
             return None
         return own_names(self._strategy, backend_id, renamed, name)
 
     def find(self, name: str) -> Target | None:
         """Where a call goes; None: no backend has the name, or its owner does not list it."""
         backend_id = self.routes.get(name)
-        own = None if backend_id is None else self._claims[backend_id].chosen(name)
-        return None if backend_id is None or own is None else Target(backend_id, own)
+        if backend_id is None:
+            return None
+        own = self._claims[backend_id].chosen(name)
+        assert own is not None  # unless a change is under way
+        return Target(backend_id, own)
 
     def segments(self) -> Iterator[Segment]:
         """What is routed, in the order of the table: for each backend the names that it is the first to claim."""
         for backend_id, claims in self._claims.items():
             if backend_id not in self._segments:
                 segment = claims.segment  # the same object as long as it lists the same
-                if self._contested and not claims.names.keys().isdisjoint(self._contested.keys()):
+                if not claims.names.keys().isdisjoint(self._contested.keys()):
                     first = self._claimed_first(backend_id)
                     found = {name: target for name in first if (target := self.find(name)) is not None}
                     own = {name: target.name for name, target in found.items()}
@@ -381,21 +379,18 @@ class Names:
         old = self._claims[backend_id]
         self._claims[backend_id] = new
         touched: dict[str, None] = {}
-        kept: set[str] = set()
-        for at, name in enumerate(old.names, start=1):
-            if at % AT_ONCE == 0:
-                yield
-            if name in new.names and new.is_equal(old, name):
-                kept.add(name)
-            else:
-                touched[name] = None
-                self._withdraw(backend_id, name)
-        for at, name in enumerate(new.names, start=1):
-            if at % AT_ONCE == 0:
-                yield
-            if name not in kept:
-                touched[name] = None
-                self._add(backend_id, name, is_sole=len(new.of(name)) == 1)
+        for some in _pieces(old.names, AT_ONCE):
+            yield
+            for name in some:
+                if not new.is_equal(old, name):
+                    touched[name] = None
+                    self._withdraw(backend_id, name)
+        for some in _pieces(new.names, AT_ONCE):
+            yield
+            for name in some:
+                if name in touched or name not in old.names:
+                    touched[name] = None
+                    self._add(backend_id, name)
         return touched
 
     def _withdraw(self, backend_id: str, name: str) -> None:
@@ -404,43 +399,42 @@ class Names:
         else:
             del self.routes[name]
 
-    def _add(self, backend_id: str, name: str, *, is_sole: bool) -> None:
-        if name not in self._contested:
-            other = self.routes.pop(name, None)
-            if other is None and is_sole:
-                self.routes[name] = backend_id
-                return
-            self._contested[name] = () if other is None else (other,)
-        self._contested[name] += (backend_id,)
+    def _add(self, backend_id: str, name: str) -> None:
+        """Add a claim; `_settle` decides what comes of it."""
+        claimed_by = self._contested.get(name)
+        if claimed_by is None:
+            claimed_by = (self.routes[name],) if name in self.routes else ()
+        self._contested[name] = (*claimed_by, backend_id)
 
     def _settle_all(self, names: Iterable[str]) -> Iterator[None]:
         rank = {backend_id: at for at, backend_id in enumerate(self._claims)}
-        for at, name in enumerate(names, start=1):
-            if at % AT_ONCE == 0:
-                yield
-            self._settle(name, rank)
+        for some in _pieces(names, AT_ONCE):
+            yield
+            for name in some:
+                self._settle(name, rank)
 
     def _settle(self, name: str, rank: Mapping[str, int]) -> None:
         """Decide about one name, with all the claims that are made to it now."""
         bound_to = self.bound.get(name)
-        if name not in self._contested:
-            sole = self.routes.get(name)
-            if sole is None or bound_to == sole:
+        claimed_by = self._contested.pop(name, None)
+        if claimed_by is None:
+            if name not in self.routes:
                 return
-            if bound_to is None and name not in self._claims[sole].belong_to:
-                self._bind(name, sole)
-                return
-            self._contested[name] = (sole,)
-        claimed_by = sorted(self._contested[name], key=rank.__getitem__)
-        claims = [backend_id for backend_id in claimed_by for _ in self._claims[backend_id].of(name)]
+            claimed_by = (self.routes[name],)
+        # A name that was bound before the owner of its prefix was added stays where it is.
+        belongs_to = bound_to
+        claims: list[str] = []
+        for backend_id in sorted(claimed_by, key=rank.__getitem__):
+            self._segments.pop(backend_id, None)
+            made = self._claims[backend_id]
+            claims += [backend_id] * len(made.of(name))
+            belongs_to = belongs_to or made.belong_to.get(name)
         to: str | None = None
-        # By its prefix; a name that was bound before the owner of that prefix was added stays where it is.
-        belongs_to = bound_to or next(filter(None, (self._claims[of].belong_to.get(name) for of in claimed_by)), None)
         if not claims or (len(claims) == 1 and belongs_to in (None, claims[0])):
             to = claims[0] if claims else None
-            del self._contested[name]
             self._conflicts.pop(name, None)
         else:
+            self._contested[name] = claimed_by
             claimants = tuple(dict.fromkeys(claims))
             owner = belongs_to or first_owner(self._strategy, claimants)
             if owner in claimants:
@@ -469,5 +463,8 @@ def _has_prefix(names: Sequence[str], prefix: str) -> bool:
     return at < len(names) and names[at].startswith(prefix)
 
 
-def _as_it_is(name: str) -> str:
-    return name
+def _pieces(items: Iterable[_T], most: int) -> Iterator[list[_T]]:
+    """All of these in order, at most so many at a time."""
+    rest = iter(items)
+    while some := list(islice(rest, most)):
+        yield some

@@ -300,10 +300,12 @@ class Directory:
         self._read[kind] = tuple(entries)
 
     def _entries_at(self, kind: Kind, segment: Segment) -> tuple[Any, ...]:
-        """The entries at one backend's place: those of before, unless its names or its definitions have changed."""
+        """The entries at one backend's place: those of before, unless its names or its definitions have changed, or
+        other definitions are among them.
+        """
         part = self._parts.get((kind, segment.backend_id))
         definitions: Mapping[str, JSON] = getattr(self._listings[segment.backend_id], kind)
-        if part is None or part.segment is not segment or part.definitions is not definitions:
+        if part is None or part.segment is not segment or part.definitions is not definitions or segment.elsewhere:
             key = (kind, id(segment), id(definitions))  # the part holds both
             part = self._shared.parts.get(key) or self._new_part(kind, segment, definitions)
             self._parts[kind, segment.backend_id] = part
