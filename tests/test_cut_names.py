@@ -216,5 +216,5 @@ def test_a_withheld_cut_name_follows_its_whole_name() -> None:
     assert [NameConflict] == [type(conflict) for conflict in routing.conflicts]
     assert ["git_hub"] == [conflict.owner for conflict in routing.conflicts]
     router = Router(Prefix(), Bindings(), name_rule("models", LIMIT))
-    for configured in (offers[:2], offers, offers[:2], [offers[0], offers[2]]):
+    for configured in (offers[:2], offers, offers[:2], [*offers, Offer("z")], [offers[0], offers[2]]):
         update(router, *configured)

@@ -111,6 +111,7 @@ SHADOWING = [  # format, the outer backend and its own name, the inner backend a
     ("{backend}-", ("git", "-search"), ("git-", "search")),
     ("mcp.{backend}.", ("a", "b.search"), ("a.b", "search")),
     ("{backend}_", ("git", "hub_" + "x" * 40), ("git_hub", "x" * 40)),
+    ("{backend}_", ("git", "hub_" + "x" * 20), ("git_hub", "x" * 20)),  # fits, with no room for a digest
     ("{backend}_", ("a", "b_t_znsba74oag4h"), ("a.b", "t")),  # the name that `t` of `a.b` is made to fit
 ]
 
@@ -137,7 +138,8 @@ def test_no_backend_has_a_name_inside_the_prefix_of_another(
 
     assert [] == update(outer[0])
     assert [(outer[0],)] == [conflict.backend_ids for conflict in router.conflicts]
-    assert [inner[0]] == [conflict.owner for conflict in router.conflicts]
+    fitted = name_rule("models", 30).fit(form.replace("{backend}", outer[0]) + outer[1])
+    assert [(fitted, inner[0])] == [(conflict.name, conflict.owner) for conflict in router.conflicts]
     assert [inner[0]] == update(*order)
     assert [] == update(outer[0])
     assert [] == update(outer[0], configured=[outer[0]])
@@ -397,7 +399,7 @@ def test_templates_are_read_in_steps_of_two_kib(lengths: list[int], steps: int) 
     """Each template counts 32 characters besides its own, since a short one costs time as well."""
     templates = tuple(f"{number:05}://{{x}}".ljust(length, "y") for number, length in enumerate(lengths))
     router = Router(Bare(), Bindings(), name_rule("models", None))
-    assert steps == len(list(router.update_in_steps([Offer("a", templates=templates)])))
+    assert 1 + steps == len(list(router.update_in_steps([Offer("a", templates=templates)])))  # one for their names
     assert len(templates) == len(router.table.templates)
 
 

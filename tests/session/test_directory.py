@@ -445,6 +445,7 @@ def test_a_large_change_is_made_in_steps(strategy: ConflictResolution) -> None:
         ("t", "t", "x_y", True),  # `x_y_` lies inside of `x_`, so each name of `x` is looked at again
         ("it_is_cut_to_its_end_new_", "it_is_cut_to_its_end_aaa_", "new", True),  # one begins as those of `new`
         ("it_is_cut_to_its_end_new_", "it_is_cut_to_its_end_aaa_", "other", False),
+        ("it_is_cut_to_its_end_new_", "it_is_cut_to_its_end_aaa_", "between", False),
         ("t", "t", "new", False),
     ],
 )
@@ -484,15 +485,14 @@ def test_a_state_change_computes_nothing() -> None:
 
 @pytest.mark.parametrize("strategy", [PREFIX, Bare()])
 def test_a_changed_description_replaces_one_backends_part(strategy: ConflictResolution) -> None:
-    """The entries of the others are the same objects, and no name is bound or contested anew."""
+    """The entries of the others are the same objects, also where a name is contested, and no name is bound anew."""
     directory = directory_of(strategy)
-    own = {"a": listing("w", "x"), "b": listing("y", "z")}
+    own = {"a": listing("w", "both"), "b": listing("both", "z")}
     directory.update(own)
     before, bindings = directory.tools, directory.bindings
-    directory.update({**own, "b": listing("y", "z", mark=1)})
-    assert ["0", "0", "1", "1"] == [tool.description for tool in directory.tools]
-    assert before[:2] == directory.tools[:2]
-    assert before[0] is directory.tools[0]
+    directory.update({**own, "b": listing("both", "z", mark=1)})
+    assert {("a", "0"), ("b", "1")} == {(tool.backend_id, tool.description) for tool in directory.tools}
+    assert all(old is now for old, now in zip(before[:2], directory.tools[:2], strict=True))
     assert bindings is directory.bindings
 
 
