@@ -17,7 +17,6 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import Backend, FactorySettings, Identity, ManagerSettings
 from trio_vmcp.serve import Unauthenticated, _status
-from trio_vmcp.serve._status import prefers_page
 from trio_vmcp.testing import Error, Status
 
 EVERY_GUARDED = pytest.mark.parametrize("path", ["/status", "/status.js", "/metrics"])
@@ -260,28 +259,3 @@ async def test_pages_of_other_sites_cannot_read_it(
     """403, before anything is asked of the authenticator."""
     async with front_world(authenticator=Tokens()) as world:
         assert 403 == (await world.request("GET", headers=headers, path=path)).status
-
-
-@pytest.mark.parametrize(
-    ("accept", "is_page"),
-    [
-        (None, False),
-        ("", False),
-        ("*/*", False),  # curl
-        ("application/json", False),
-        ("text/html", True),
-        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", True),  # browsers
-        ("TEXT/HTML;charset=utf-8", True),
-        ("application/json, text/html", False),
-        ("application/json;q=0.5, text/html", True),
-        ("application/json, text/html;q=0.9", False),
-        ("text/html;q=0", False),
-        ("text/html ; Q=0.1", True),
-        ("text/html;q=x", True),
-        ("text/*", False),
-        (",;,q=1;", False),
-    ],
-)
-def test_browsers_get_the_page(accept: str | None, is_page: bool) -> None:
-    """Those that name text/html, and do not rather take JSON. JSON is the default."""
-    assert is_page == prefers_page(accept)

@@ -6,7 +6,6 @@ its request", transports): a call goes on for `abandoned_after`, and its stream 
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import re
@@ -26,6 +25,7 @@ from trio_vmcp.errors import VmcpError
 from trio_vmcp.identity import Identity
 from trio_vmcp.manager import SessionManager
 from trio_vmcp.models import SessionState
+from trio_vmcp.serve._accept import accepts
 from trio_vmcp.serve._asgi import ClientGone, HttpReply, HttpRequest
 from trio_vmcp.serve._batches import answer_batch
 from trio_vmcp.serve._client_session import (
@@ -427,18 +427,6 @@ async def _detach_when_gone(request: HttpRequest, reply: HttpReply, stream: Even
     await request.wait_gone()
     if not stream.is_read_elsewhere(reply):
         stream.detach()
-
-
-def accepts(request: HttpRequest, *media_types: str) -> bool:
-    """Whether the header `Accept` takes all of these media types, wildcards included; an absent one takes all."""
-    given = request.headers.get("accept")
-    return given is None or _takes_all(given, media_types)
-
-
-@functools.lru_cache(maxsize=64)  # clients send the same few texts with every request
-def _takes_all(accept: str, media_types: tuple[str, ...]) -> bool:
-    types = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
-    return all(not types.isdisjoint((each, each.partition("/")[0] + "/*", "*/*")) for each in media_types)
 
 
 def _check_version(request: HttpRequest) -> None:

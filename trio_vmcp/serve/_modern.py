@@ -23,10 +23,10 @@ from trio_vmcp._protocol.methods import (
 from trio_vmcp.identity import Identity
 from trio_vmcp.manager import SessionManager
 from trio_vmcp.models import JSON, Tool
+from trio_vmcp.serve._accept import accepts
 from trio_vmcp.serve._asgi import HttpReply, HttpRequest
 from trio_vmcp.serve._errors import INVALID_PARAMS, INVALID_REQUEST, Refusal, refusal_of
 from trio_vmcp.serve._exchange import JSON_BODY, Exchanges, HttpExchange
-from trio_vmcp.serve._legacy import accepts
 from trio_vmcp.serve._messages import encode_answer, encode_refusal
 from trio_vmcp.serve._stateless import PROTOCOL_VERSION, Stateless, check_meta, check_offered, meta_of, require_served
 from trio_vmcp.serve.settings import ServeSettings

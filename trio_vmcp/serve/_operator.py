@@ -12,13 +12,14 @@ import trio
 from trio_vmcp.identity import Identity
 from trio_vmcp.manager import SessionManager
 from trio_vmcp.models import JSON
+from trio_vmcp.serve._accept import prefers_page
 from trio_vmcp.serve._asgi import HttpReply, HttpRequest
 from trio_vmcp.serve._errors import INVALID_REQUEST, Refusal
 from trio_vmcp.serve._exchange import JSON_BODY
 from trio_vmcp.serve._health import Readiness
 from trio_vmcp.serve._metrics import metrics_text
 from trio_vmcp.serve._page import PAGE_PATH, PageFile, page_files
-from trio_vmcp.serve._status import prefers_page, status_document
+from trio_vmcp.serve._status import status_document
 
 __all__ = ["PROBES", "FrontState", "OperatorPaths", "for_reading"]
 

@@ -18,7 +18,7 @@ from trio_vmcp.serve._version import SERVER_INFO
 from trio_vmcp.serve._wanted import PROTOCOL_VERSION
 from trio_vmcp.session import Session
 
-__all__ = ["MOST_BACKENDS", "prefers_page", "status_document"]
+__all__ = ["MOST_BACKENDS", "status_document"]
 
 # Backends of all sessions together that one document shows, but for those of its first session: each takes up to 25 µs,
 # and a page asks every 2 s.
@@ -98,22 +98,3 @@ def _backend_document(status: BackendStatus) -> JSON:
 
 def _seconds(value: float) -> float:
     return round(value, 6)
-
-
-def prefers_page(accept: str | None) -> bool:
-    """Whether a client would rather have text/html than JSON, by the header `Accept` (RFC 9110 §12.5.1). Browsers name
-    text/html; programs that take anything get JSON.
-    """
-    weights: dict[str, float] = {}
-    for part in (accept or "").lower().split(","):
-        media_type, *parameters = (piece.strip() for piece in part.split(";"))
-        weights[media_type] = min((_weight(each) for each in parameters), default=1.0)
-    return weights.get("text/html", 0.0) > weights.get("application/json", 0.0)
-
-
-def _weight(parameter: str) -> float:
-    name, _, value = parameter.partition("=")
-    try:
-        return float(value) if name.strip() == "q" else 1.0
-    except ValueError:
-        return 1.0
