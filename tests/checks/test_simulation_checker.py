@@ -748,7 +748,7 @@ async def deletes_any_version(storage: RowStorage, session_id: str, *, expected_
 async def takes_any_row(original: Any, row: SessionRow) -> bool:
     if row._held.version is None:
         row.metadata = await row._storage.load(row.metadata.session_id)
-        row._held = Held(sent=(Sent(row.metadata),))
+        row._held = Held(sent=(Sent(row.metadata, row._base),))
         row.marks.add_first(row.metadata.used_at)
     return await original(row)  # type: ignore[no-any-return]  # a method that is taken as it is, without types
 
@@ -953,7 +953,7 @@ DEFECTS |= {
         "no_live_session_is_ended_by_an_instance_that_it_left",
     ),
     "a late write that is forgotten": (
-        wrapped(SessionRow, "_settle", forgets_a_late_write),
+        wrapped(SessionRow, "_require_seen", forgets_a_late_write),
         History(settings=QUICK, instances=TWO, backends=TWINS, ttl=6.0, steps=RETRACTED),
         "a_removed_backend_leaves_the_row",
     ),

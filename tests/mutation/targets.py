@@ -58,9 +58,9 @@ _OWNER_TESTS = (
 _SESSION_TESTS = tuple(f"session/{path.stem}" for path in sorted(_TESTS.joinpath("session").glob("test_*.py")))
 _BREAKER_TESTS = _session("breaker", "recovery", "health", "idle_recovery")
 _ROW_TESTS = _session(
-    *("row", "two_instances", "use_marks", "restore", "ownership", "closing", "close_path", "opening"),
-    *("late_joins", "traps", "recovery", "interrupts"),
-)
+    *("row", "row_kept", "two_instances", "use_marks", "restore", "ownership", "closing", "close_path", "opening"),
+    *("late_joins", "traps", "recovery", "interrupts", "attributes", "names_of_instances"),
+) + tuple(f"manager/test_{name}" for name in ("instances", "leaving", "storage_away"))
 _ROUTING_TESTS = (
     *_session("names", "names_of_instances", "directory", "directory_updates", "add_remove", "moves", "restore"),
     *_session("two_instances", "refresh", "offered_tools", "listing"),
@@ -297,6 +297,8 @@ EQUIVALENT: Mapping[str, str] = {
     "Inbox._is_late: ignore `answered is None` in `if answered is None or answered not in self._given_up:`": (
         "For the type checker: None is the id of no request."
     ),
+    "_join: delete `if theirs == base:`": "Faster, where the row has nothing to join with.",
+    "<module>: 8 becomes 9 in `MOST_UNANSWERED = 8`": "One more of a bound.",
     "Pace.wait: < becomes <= in `if self._bytes < 0:`": "Nothing is waited for.",
     "Pace.wait: 0 becomes 1 in `if self._bytes < 0:`": "Nothing is waited for.",
     "pieces: delete `if len(chunk) <= SMALL_PIECE:`": "A short chunk is one piece, whether it is cut or not.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -77,20 +78,23 @@ async def test_a_write_without_an_answer_is_no_conflict_with_the_next(
 
 
 @pytest.mark.parametrize(
-    ("events", "deletes"),
+    ("events", "loads", "deletes"),
     [
-        ((), 0),  # nothing was sent
-        (("late",), 1),  # the storage may have taken the row
-        (("taken",), 0),  # the row belongs to another session
-        (("late", "taken"), 0),
-        (("written",), 1),
+        ((), 0, 0),  # nothing was sent
+        (("late",), 1, 1),  # the storage may have taken the row
+        (("unanswered",), 1, 1),  # the storage has taken the row
+        (("taken",), 0, 0),  # the row belongs to another session
+        (("written",), 0, 1),
+        (("written", "replaced"), 1, 2),  # by another instance: the first delete is refused
+        (("written", "replaced", "unseen"), 2, 1),
+        (("written", "lost", "unseen"), 1, 0),
     ],
 )
 async def test_only_a_row_that_may_be_ours_is_deleted(
-    events: tuple[str, ...], deletes: int, autojump_clock: MockClock
+    events: tuple[str, ...], loads: int, deletes: int, autojump_clock: MockClock
 ) -> None:
     """Nothing sent or the id taken: nothing to delete. A create of unknown outcome: delete."""
-    storage = ScriptedStorage()
+    storage = ScriptedStorage(LocalStorage(ttl=100))
     row = row_in(storage)
 
     async def is_taken() -> None:
@@ -99,12 +103,52 @@ async def test_only_a_row_that_may_be_ours_is_deleted(
     for event in events:
         if event == "written":
             await row.write(FIRST)
-            continue
-        storage.before["create"] = {"late": answers_late, "taken": is_taken}[event]
-        with pytest.raises((StorageError, SessionExists)):
-            await row.write(FIRST)
+        elif event == "unseen":
+            await trio.sleep(90)
+        elif event == "replaced":
+            await trio.sleep(10)
+            await (await load_row("one", RowStorage(storage.inner, 5.0))).write(SECOND)
+        elif event == "lost":
+            await trio.sleep(10)
+            storage.inner = LocalStorage(ttl=100)
+        else:
+            hooks = storage.after if event == "unanswered" else storage.before
+            hooks["create"] = is_taken if event == "taken" else answers_late
+            with pytest.raises((StorageError, SessionExists)):
+                await row.write(FIRST)
     await row.delete()
-    assert deletes == storage.calls["delete"]
+    assert (loads, deletes) == (storage.calls["load"], storage.calls["delete"])
+    assert not row.may_be_left
+    assert [] == await storage.rows()
+
+
+async def test_a_row_of_another_session_stays(autojump_clock: MockClock) -> None:
+    """A create had no answer, and another session was given the same id before it arrived."""
+    storage = ScriptedStorage()
+    row = row_in(storage)
+    storage.before["create"] = answers_late
+    with pytest.raises(StorageError):
+        await row.write(FIRST)
+    other = new_row("one", None, RowStorage(storage.inner, 5.0))
+    await other.write(SECOND)
+    await row.delete()
+    assert (0, False) == (storage.calls["delete"], row.may_be_left)
+    assert (other.metadata,) == tuple(await storage.rows())
+
+
+async def test_a_row_that_goes_during_a_delete_is_deleted_once(autojump_clock: MockClock) -> None:
+    """The delete is refused, since another instance has written the row, and then there is none."""
+    storage = ScriptedStorage()
+    row = row_in(storage)
+    await row.write(FIRST)
+    await (await load_row("one", RowStorage(storage.inner, 5.0))).write(SECOND)
+
+    async def lose_all() -> None:
+        storage.inner = LocalStorage()
+
+    storage.before["load"] = lose_all
+    await row.delete()
+    assert (1, False) == (storage.calls["delete"], row.may_be_left)
 
 
 async def test_a_row_that_comes_before_the_delete_stays(autojump_clock: MockClock) -> None:
@@ -209,7 +253,125 @@ async def test_a_row_of_another_session_is_not_deleted_after_an_outage(autojump_
     await trio.sleep(4)
     await other.write(FIRST)
     await row.delete()
+    assert (0, False) == (storage.calls["delete"], row.may_be_left)
     assert (other.metadata,) == tuple(await storage.rows())
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+@pytest.mark.parametrize("operation", ["touch", "write"])
+async def test_a_session_that_may_have_been_terminated_leaves_no_row(
+    operation: str, is_taken: bool, autojump_clock: MockClock
+) -> None:
+    """After a TTL without the storage there is no row, or one of another session: none is created, written or
+    deleted.
+    """
+    storage = ScriptedStorage(LocalStorage(ttl=3))
+    row, other = row_in(storage), row_in(storage)
+    await row.write(FIRST)
+    await trio.sleep(3)
+    if is_taken:
+        await other.write(FIRST)
+    with pytest.raises(SessionExists):
+        await (row.touch() if operation == "touch" else row.write(SECOND))
+    assert not row.may_be_left
+    await row.delete()
+    assert {"create": 1 + is_taken, "load": 1} == storage.calls
+
+
+@pytest.mark.parametrize("seen_by", ["create", "replace", "touch", "create anew"])
+async def test_a_row_is_looked_for_a_ttl_after_it_was_seen(seen_by: str, autojump_clock: MockClock) -> None:
+    """Every answer of the storage shows that the row is there. Within a TTL nothing has to be read before a step."""
+    storage = ScriptedStorage(LocalStorage(ttl=3))
+    row = row_in(storage)
+    if seen_by != "create":
+        await row.write(FIRST)
+    await trio.sleep(2)
+    if seen_by == "create anew":
+        storage.inner = LocalStorage(ttl=3)
+    await (row.write(SECOND) if seen_by in ("create", "replace") else row.touch())
+    await trio.sleep(2)
+    calls = storage.calls.copy()
+    await row.touch()
+    assert {"touch": 1} == storage.calls - calls
+    await trio.sleep(2)
+    await row.touch()
+    await trio.sleep(2.5)
+    await row.delete()
+    assert [] == await storage.rows()
+    assert 0 == storage.calls["load"]
+
+
+async def test_a_vanished_row_is_created_anew_within_a_ttl(autojump_clock: MockClock) -> None:
+    """Later the tombstone of a terminated session would refuse it no longer."""
+    storage = ScriptedStorage(LocalStorage(ttl=3))
+    row = row_in(storage, timeout=50)
+    await row.write(FIRST)
+    await trio.sleep(1)
+    storage.inner = LocalStorage(ttl=3)
+    storage.before["create"] = answers_late
+    with pytest.raises(StorageError):
+        await row.touch()
+    assert 3 == trio.current_time()
+
+
+async def test_a_write_that_may_still_arrive_is_written_over(autojump_clock: MockClock) -> None:
+    """Also where the row says already what is to be said, in a session that another instance has, too."""
+    storage = ScriptedStorage()
+    row = row_in(storage)
+    await row.write(FIRST)
+    other = await load_row("one", RowStorage(storage.inner, 5.0))
+    await other.write(FIRST)
+    await row.write(((), FIRST[1]))
+    await row.write(FIRST)
+    storage.before["replace"] = answers_late
+    with pytest.raises(StorageError):
+        await row.write(SECOND)
+    del storage.before["replace"]
+    replaced = storage.calls["replace"]
+    await row.write(FIRST)
+    assert replaced + 1 == storage.calls["replace"]
+
+
+async def test_an_instance_that_writes_last_is_told_of_another_once(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The row is another's until this one has written it, also if that write has had no answer. Each instance says once
+    that the other has the session, too.
+    """
+    storage = ScriptedStorage()
+    row = row_in(storage)
+    await row.write(FIRST)
+    other = await load_row("one", RowStorage(storage, 5.0))
+    for answered in (True, False):
+        await other.write(FIRST, marks=True)
+        await row.touch()
+        assert row.is_anothers
+        if answered:
+            await row.write(SECOND)
+        else:
+            storage.after["replace"] = answers_late
+            with pytest.raises(StorageError):
+                await row.write(FIRST)
+            await row.touch()
+        assert not row.is_anothers
+    assert 2 == caplog.text.count("was taken over by another instance")  # once by each
+
+
+async def test_a_mark_without_an_answer_is_found_in_the_row(autojump_clock: MockClock) -> None:
+    """Use before it needs no other mark."""
+    storage = ScriptedStorage()
+    row = row_in(storage)
+    row.marks.mark_each(40, math.inf)
+    await row.write(FIRST, marks=True)
+    await trio.sleep(10)
+    used_at = trio.current_time()
+    storage.after["replace"] = answers_late
+    with pytest.raises(StorageError):
+        await row.write(FIRST, marks=True)
+    await row.touch()
+    await trio.sleep(10)
+    assert not row.marks.is_due(used_at, trio.current_time())
+    assert row.marks.is_due(trio.current_time(), trio.current_time())
 
 
 async def test_a_vanished_row_that_another_instance_created_anew_is_taken_as_it_is(autojump_clock: MockClock) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import attrs
@@ -157,18 +158,14 @@ class SessionRow(StoredRow):
                 await self.write(contents(), attributes=attributes)
 
         self._is_stale = True  # if this fails, the next write finds out what became of it
-        try:
+        with suppress(StorageError):  # the callers get it
             await self._attribute_changes.write_latest(write)
-        except StorageError as error:
-            self._warn(error)
 
     async def _check(self) -> None:
         """
         Raises:
             SessionNotFound, SessionExists: There is no row of this session.
         """
-        if self._held.version is None or self._held.sent:
-            return  # the next write finds out what the storage has
         try:
             await self._read()
             self._is_away = False
@@ -240,12 +237,10 @@ class SessionRow(StoredRow):
                 if self.is_needed_elsewhere(used_at, is_idle=is_idle):
                     await self._read()
                     return False
-                try:
+                with suppress(MetadataConflict):
                     await self._delete_once()
-                except MetadataConflict:
-                    await self._read()
-                else:
                     return True
+                await self._read()
         except (SessionNotFound, SessionExists):  # no row of this session is left
             self._held = NOTHING
             return True

@@ -45,7 +45,7 @@ class Sent:
     """A row that was sent, and what this instance wanted it to say: joined with another's, the row may say more."""
 
     row: SessionMetadata = attrs.field(repr=False)
-    contents: RowContents | None = attrs.field(default=None, repr=False)
+    contents: RowContents = attrs.field(repr=False)
 
 
 @attrs.frozen
@@ -138,7 +138,7 @@ class StoredRow:
             return
         if marks:
             self.marks.tried_at = trio.current_time()  # also if it fails: the next attempt has its time, too
-        await self._settle()
+        await self._require_seen()
         for _ in range(MOST_ROUNDS):
             joined = _join(contents, self._base, contents_of(self.metadata))
             wanted = self._attributes if attributes is None else attributes
@@ -176,7 +176,7 @@ class StoredRow:
                 if self._is_out_of_touch:
                     self._held = NOTHING
                     raise SessionExists(self.metadata.session_id) from None
-                await self._create(self.metadata)
+                await self._create_anew()
                 return
             else:
                 self._seen_at = began
@@ -196,7 +196,6 @@ class StoredRow:
                     await self._read()
                 except (SessionExists, SessionNotFound):  # it has gone, or is another session's
                     self._held = NOTHING
-                    return
             else:
                 return
         raise MetadataConflict(self.metadata.session_id)
@@ -278,7 +277,7 @@ class StoredRow:
         is_news = ours is None and stored.version != self._held.version
         if ours is not None:  # a write that was not answered
             self.metadata = stored
-            self._base = ours.contents or self._base
+            self._base = ours.contents
             self.is_anothers = False
         elif is_news:
             if not self._was_shared:
@@ -291,12 +290,6 @@ class StoredRow:
         self._held = Held(stored.version, self._held.sent if stored.version == self._held.version else ())
         self.marks.note_stored(stored.used_at)
         return is_news
-
-    async def _settle(self) -> None:
-        """Find out what became of a replace without an answer: else the next one would be a conflict with our own."""
-        await self._require_seen()
-        if self._held.sent and self._held.version is not None:
-            await self._read()
 
     async def _send(
         self, joined: RowContents, contents: RowContents, attributes: Mapping[str, str], *, marks: bool
@@ -323,40 +316,37 @@ class StoredRow:
         if marks:
             self.marks.note_written(wanted.used_at)
 
-    async def _create(self, row: SessionMetadata, contents: RowContents | None = None) -> None:
-        held = self._held
+    async def _create(self, row: SessionMetadata, contents: RowContents) -> None:
+        """The first write. If it fails, there is no other: the opening of the session fails, too."""
+        self._held = self._held.after_sending(Sent(row, contents))  # now: a cancelled create may have happened
         began = trio.current_time()
-        if held.version is None:
-            within = math.inf
-            self._held = held.after_sending(
-                Sent(row, contents)
-            )  # before the first await: a cancelled create may have happened
-        else:
-            # A row that vanished. Later than this, the tombstone of a terminated session would refuse it no longer.
-            within = self._seen_at + self._storage.ttl - began
         try:
-            await self._storage.create(row, within=within)
+            await self._storage.create(row, within=math.inf)
         except SessionExists:
-            if held.version is None and not held.sent:
-                self._held = NOTHING
-                raise
-            # Its tombstone; or a row: ours by a create without an answer, or one that another instance created anew.
+            self._held = NOTHING
+            raise
+        self._held, self._seen_at = Held(row.version), began
+
+    async def _create_anew(self) -> None:
+        """The row has vanished."""
+        began = trio.current_time()
+        # Later than this, the tombstone of a terminated session would refuse it no longer.
+        within = self._seen_at + self._storage.ttl - began
+        try:
+            await self._storage.create(self.metadata, within=within)
+        except SessionExists:  # its tombstone, or a row that another instance created anew
             try:
                 await self._read()
             except SessionNotFound:
-                if held.version is None:
-                    self._held = NOTHING
-                raise SessionExists(row.session_id) from None
-            return
-        self._held = Held(row.version)
-        self._seen_at = began
+                raise SessionExists(self.metadata.session_id) from None
+        else:
+            self._held, self._seen_at = Held(self.metadata.version), began
 
     async def _replace(self, row: SessionMetadata, contents: RowContents, expected_version: int) -> None:
         self._held = self._held.after_sending(Sent(row, contents))
         began = trio.current_time()
         await self._storage.replace(row, expected_version=expected_version)
-        self._held = Held(row.version)
-        self._seen_at = began
+        self._held, self._seen_at = Held(row.version), began
 
     def _warn(self, error: VmcpError) -> None:
         logger.warning("%s: %s", session_tag(self.metadata.session_id), error)
