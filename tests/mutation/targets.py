@@ -123,7 +123,7 @@ TARGETS: Mapping[str, Target] = {
     "trio_vmcp._session.reconnects": Target(
         _session(
             *("recovery", "idle_recovery", "coming_back", "two_principals", "breaker", "starting", "opening"),
-            *("late_joins", "member", "refused_everything"),
+            *("late_joins", "member", "refused_everything", "reconnects"),
         )
     ),
     "trio_vmcp._session.breaker": Target(_BREAKER_TESTS),
@@ -296,6 +296,10 @@ EQUIVALENT: Mapping[str, str] = {
     "Http11Transport.send: >= becomes > in `if age >= LEAST_FOUND:`": "An instant.",
     "Inbox._is_late: ignore `answered is None` in `if answered is None or answered not in self._given_up:`": (
         "For the type checker: None is the id of no request."
+    ),
+    "Turns.note_success: delete `self._waiting = None`": "Faster: the wait of these is over already.",
+    "Endpoints.no_reconnects: return nothing in `return Reconnects(turns, turns, self)`": (
+        "For the type checker: such a backend is never connected."
     ),
     "_join: delete `if theirs == base:`": "Faster, where the row has nothing to join with.",
     "<module>: 8 becomes 9 in `MOST_UNANSWERED = 8`": "One more of a bound.",

@@ -140,6 +140,26 @@ def test_an_answer_outweighs_a_stream_that_is_refused() -> None:
     breaker.fail(0.0, 0.5, was_trial=False)
     breaker.succeed()
     assert breaker.fail_stream(was_sent=True)
+    breaker.succeed()
+    breaker.fail(0.0, 0.5, was_trial=False)
+    breaker.succeed()
+    assert not breaker.fail_stream(was_sent=True)
+
+
+def test_an_answer_before_the_stream_fails_outweighs_nothing() -> None:
+    """The backend may have gone since."""
+    breaker = Breaker(Backoff(1.0, 8.0))
+    breaker.succeed()
+    assert breaker.fail_stream(was_sent=True)
+    assert breaker.is_failing
+
+
+def test_a_stream_that_fails_tells_nothing_of_a_backend_whose_circuit_is_open() -> None:
+    """That backend is failing already."""
+    breaker = Breaker(Backoff(1.0, 8.0))
+    for _ in range(FAILURES_TO_OPEN):
+        breaker.fail(0.0, 0.5, was_trial=False)
+    assert not breaker.fail_stream(was_sent=False)
 
 
 def test_a_breaker_that_nothing_would_close_never_opens() -> None:

@@ -52,7 +52,7 @@ class Breaker:
 
     def succeed(self) -> bool:
         """An answer came, a result or an error. Returns whether that closed the circuit."""
-        if self._trial_at is None and not self.is_failing:
+        if not self.is_failing:
             return False  # nearly every call comes here
         was_open = self.is_open
         self._is_stream_outweighed = self._is_stream_outweighed or not self._failures

@@ -205,7 +205,7 @@ class Reconnects:
     _auth: Backoff | None = attrs.field(default=None, init=False, repr=False)
     _replace: Backoff | None = attrs.field(default=None, init=False, repr=False)
     _authorized_after: float = attrs.field(default=0.0, init=False)
-    _joined_at: float = attrs.field(default=0.0, init=False)
+    _joined_at: float = attrs.field(default=-math.inf, init=False)
     _no_replacement_before: float = attrs.field(default=-math.inf, init=False)
     _asked_until: float = attrs.field(default=-math.inf, init=False)  # the backend asked to be left alone until then
     _believed_at: float = attrs.field(default=-math.inf, init=False)  # when words last had a connection replaced
