@@ -17,7 +17,7 @@ from trio.testing import MockClock
 
 from trio_vmcp import JSON
 from trio_vmcp._client.channels.pace import MESSAGES_AT_ONCE
-from trio_vmcp._protocol.headers import SCHEMAS_AT_ONCE
+from trio_vmcp._protocol.headers import VALUES_AT_ONCE
 from trio_vmcp._protocol.json_slices import SLICE
 from trio_vmcp.testing import Rewrite
 
@@ -117,7 +117,24 @@ async def test_a_large_schema_is_looked_through_in_steps(
     """For arguments that are mirrored in headers; what is no schema in it is not looked at."""
     schemas = json.dumps([{}] * 20_000 if keyword == "allOf" else {f"p{n:05}": {} for n in range(20_000)})
     data = await steps_of_listing(channel, f'"{"x" * len(keyword)}": {schemas};')
-    assert await steps_of_listing(channel, f'"{keyword}": {schemas};') - data >= 10_000 // SCHEMAS_AT_ONCE
+    assert await steps_of_listing(channel, f'"{keyword}": {schemas};') - data >= 10_000 // VALUES_AT_ONCE
+
+
+@pytest.mark.parametrize("channel", [c for c in ANSWERS if c.is_modern and c.transport != "stdio"], ids=str)
+async def test_the_schemas_of_many_tools_are_looked_through_in_steps(
+    channel: Channel, autojump_clock: MockClock
+) -> None:
+    """Each of them is short."""
+    taken: list[int] = []
+    for keyword in ("x" * len("properties"), "properties"):
+        backend = channel.backend()
+        for number in range(200):
+            backend.add_tool(f"t{number}", inputSchema={"type": "object", keyword: {f"p{n}": {} for n in range(99)}})
+        async with channel.open_client(backend) as client:
+            with counting_steps() as steps:
+                assert 200 <= len((await ask(client, "tools/list"))["tools"])
+        taken.append(steps.count)
+    assert taken[1] - taken[0] >= 10_000 // VALUES_AT_ONCE
 
 
 @pytest.mark.parametrize("channel", [c for c in ANSWERS if c.is_modern and c.transport != "stdio"], ids=str)

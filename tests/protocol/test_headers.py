@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import string
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,12 +14,16 @@ from hypothesis import strategies as st
 
 from trio_vmcp._protocol.headers import (
     MAX_SESSION_ID_LENGTH,
+    MOST_HEADER_NAME,
+    MOST_MIRRORED,
+    VALUES_AT_ONCE,
     BadParamHeader,
     ParamHeaders,
     decode_header_value,
     encode_header_value,
     is_valid_session_id,
     param_headers,
+    param_headers_in_steps,
     parse_media_type,
     parse_retry_after,
 )
@@ -266,6 +272,52 @@ def test_depth_is_no_problem() -> None:
         schema = {"properties": {"p": schema}}
     ((_, path),) = param_headers(schema).paths
     assert 2_000 == len(path)
+
+
+def steps_of(schema: JSON, seen: Iterator[int] | None = None) -> int:
+    return 1 + sum(1 for _ in param_headers_in_steps(schema, seen))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {f"p{n}": {} for n in range(20_000)}},
+        {"properties": {f"p{n}": True for n in range(20_000)}},
+        {f"x{n}": 7 for n in range(20_000)},
+        {"allOf": [{}] * 20_000},
+        {"allOf": [7] * 20_000},
+    ],
+    ids=["schemas", "true", "unknown keywords", "list of schemas", "list of numbers"],
+)
+def test_a_large_schema_is_looked_through_in_steps(schema: JSON) -> None:
+    """Whatever its values are."""
+    assert 20_000 / VALUES_AT_ONCE <= steps_of(schema) <= 1 + 20_001 / VALUES_AT_ONCE
+
+
+def test_short_schemas_in_a_row_share_their_steps() -> None:
+    """Each of them alone is one step."""
+    schema: JSON = {"properties": {f"p{n}": {} for n in range(99)}}
+    seen = itertools.count(1)
+    assert 1 == steps_of(schema)
+    assert 200 + 20_000 // VALUES_AT_ONCE == sum(steps_of(schema, seen) for _ in range(200))
+
+
+def mirrored(count: int, length: int) -> JSON:
+    return {"properties": {f"p{n}": {"type": "string", "x-mcp-header": f"{n:0{length}}"} for n in range(count)}}
+
+
+def test_more_headers_than_any_server_takes_are_refused() -> None:
+    """So that what a call costs has a bound. The text names it."""
+    assert MOST_MIRRORED == len(param_headers(mirrored(MOST_MIRRORED, 3)).paths)
+    with pytest.raises(BadParamHeader, match="has more than 256 properties with x-mcp-header"):
+        param_headers(mirrored(MOST_MIRRORED + 1, 3))
+
+
+def test_the_name_of_a_header_has_a_bound() -> None:
+    """A name of megabytes would be read in one step."""
+    assert 1 == len(param_headers(mirrored(1, MOST_HEADER_NAME)).paths)
+    with pytest.raises(BadParamHeader, match="x-mcp-header at 'p0' of over 256 characters"):
+        param_headers(mirrored(1, MOST_HEADER_NAME + 1))
 
 
 def test_long_names_are_not_quoted_whole() -> None:

@@ -9,10 +9,11 @@ import pytest
 import trio
 from support.front import BOTH, MODERN, FrontWorld, Received, front_world, modern_request
 from support.harness import ALICE, BOB, echo_backend, slow_backend
+from support.steps import counting_steps
 from trio.testing import MockClock
 
-from trio_vmcp import JSON, Identity
-from trio_vmcp._protocol.headers import encode_header_value
+from trio_vmcp import JSON, FactorySettings, Identity
+from trio_vmcp._protocol.headers import VALUES_AT_ONCE, encode_header_value
 from trio_vmcp.serve import ServeSettings
 from trio_vmcp.testing import CallContext
 
@@ -194,6 +195,26 @@ async def test_parameters_in_headers_are_checked_and_sent_on(autojump_clock: Moc
             reply = await ask(world, "tools/call", call, headers=bad)
             assert (400, -32020) == (reply.status, reply.json["error"]["code"])
         assert ["eu"] == seen
+
+
+async def test_a_large_schema_is_looked_through_in_steps_and_once(autojump_clock: MockClock) -> None:
+    """For parameters that are repeated in headers: other requests run in between, and calls that come meanwhile wait
+    for what the first one finds.
+    """
+    values = 40 * VALUES_AT_ONCE
+    backend = echo_backend("legacy")
+    backend.add_tool("large", inputSchema={"type": "object", "allOf": [{}] * values})
+    call = {"name": "a_large", "arguments": {}}
+    async with front_world(backend, factory=FactorySettings(max_json_values=2 * values)) as world:
+        assert "result" in (await ask(world, "tools/call", {"name": "a_echo", "arguments": {}})).json
+        taken = []
+        for _ in range(2):
+            with counting_steps() as steps:
+                async with trio.open_nursery() as nursery:
+                    for _ in range(5):
+                        nursery.start_soon(ask, world, "tools/call", call)
+            taken.append(steps.count)
+        assert 40 <= taken[0] - taken[1] < 80
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ Source: MCP 2026-07-28, basic/transports, caching, subscriptions, multi round-tr
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import attrs
 import trio
@@ -20,7 +21,13 @@ from trio_vmcp._client.rounds import check_question, finish_rounds, is_complete
 from trio_vmcp._client.server_requests import ServerRequests
 from trio_vmcp._client.subscriptions import Subscriptions
 from trio_vmcp._protocol.eras import HEADER_MISMATCH, MODERN_VERSION, is_modern_error
-from trio_vmcp._protocol.headers import BadParamHeader, ParamHeaders, encode_header_value, param_headers_in_steps
+from trio_vmcp._protocol.headers import (
+    VALUES_AT_ONCE,
+    BadParamHeader,
+    ParamHeaders,
+    encode_header_value,
+    param_headers_in_steps,
+)
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Request, Result, encode_request
 from trio_vmcp._protocol.methods import (
     CLIENT_CAPABILITIES,
@@ -57,7 +64,6 @@ __all__ = ["StatelessClient"]
 
 logger = logging.getLogger("trio_vmcp.client")
 
-TOOLS_AT_ONCE = 64  # whose schemas are looked through in one step, if these are short
 _NO_LONGER_MODERN = (400, 404)  # the answers of servers of the handshake era to a request of this era
 
 
@@ -326,26 +332,31 @@ class StatelessClient(Client[Channel]):
         if not isinstance(tools, list):
             return page
         bad: list[str] = []
-        usable: list[object] = []
-        for at, tool in enumerate(tools, start=1):
-            if at % TOOLS_AT_ONCE == 0:
-                await trio.lowlevel.checkpoint()
-            if await self._learn_headers(tool, bad):
-                usable.append(tool)
+        usable = await take_steps(self._usable_in_steps(tools, bad))
         if not bad:
             return page
         more = f", and {len(bad) - 1} more" if bad[1:] else ""
         logger.warning("backend %r: dropped tool %s%s", self.record.backend_id, self._channel.blot(bad[0]), more)
         return page | {"tools": usable}
 
-    async def _learn_headers(self, tool: object, bad: list[str]) -> bool:
+    def _usable_in_steps(self, tools: list[object], bad: list[str]) -> Generator[None, None, list[object]]:
+        usable: list[object] = []
+        seen = itertools.count(1)
+        for tool in tools:
+            if next(seen) % VALUES_AT_ONCE == 0:
+                yield
+            if (yield from self._learn_headers(tool, bad, seen)):
+                usable.append(tool)
+        return usable
+
+    def _learn_headers(self, tool: object, bad: list[str], seen: Iterator[int]) -> Generator[None, None, bool]:
         """Note the headers of one tool. False, and an entry in `bad`: the tool has to be dropped."""
         schema = tool.get("inputSchema") if isinstance(tool, dict) else None
         name = tool.get("name") if isinstance(tool, dict) else None
         if not isinstance(schema, dict) or not isinstance(name, str):
             return True  # the listing reports any other fault of the tool
         try:
-            mirrored = await take_steps(param_headers_in_steps(schema))
+            mirrored = yield from param_headers_in_steps(schema, seen)
         except BadParamHeader as exc:
             bad.append(f"{name[:128]!r}: its input schema {exc}")
             return False

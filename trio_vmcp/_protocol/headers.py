@@ -7,6 +7,7 @@ values), §5.6.2 (token).
 from __future__ import annotations
 
 import base64
+import itertools
 import re
 from collections.abc import Generator, Iterator
 from datetime import UTC, datetime
@@ -19,6 +20,9 @@ from trio_vmcp.models import JSON
 
 __all__ = [
     "MAX_SESSION_ID_LENGTH",
+    "MOST_HEADER_NAME",
+    "MOST_MIRRORED",
+    "VALUES_AT_ONCE",
     "BadParamHeader",
     "ParamHeaders",
     "decode_header_value",
@@ -41,7 +45,11 @@ _VISIBLE_ASCII = re.compile(r"[\x21-\x7e]+")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 _ANNOTATION = "x-mcp-header"
-SCHEMAS_AT_ONCE = 1024  # in one step
+VALUES_AT_ONCE = 2048  # of schemas, that are looked at in one step
+# Of one tool. Servers take about a hundred headers in a request (Apache's LimitRequestFields is 100), and a tool with
+# more of them could be called nowhere.
+MOST_MIRRORED = 256
+MOST_HEADER_NAME = 256  # characters
 _MIRRORED_TYPES = ("string", "integer", "boolean")  # not "number": its text differs between languages
 
 # The keywords of JSON Schema 2020-12 and draft 7 that hold schemas. Other keywords (const, enum, default, examples,
@@ -148,28 +156,28 @@ def param_headers(input_schema: JSON) -> ParamHeaders:
             return found
 
 
-def param_headers_in_steps(input_schema: JSON) -> Generator[None, None, ParamHeaders]:
-    """`param_headers`, with a step for some schemas each: one tool may have a hundred thousand."""
+def param_headers_in_steps(
+    input_schema: JSON, seen: Iterator[int] | None = None
+) -> Generator[None, None, ParamHeaders]:
+    """`param_headers`, with a step for some values each: one tool may have a hundred thousand.
+
+    Args:
+        seen: Counts the values; shared by tools that are looked through in a row, since many may have few each.
+    """
+    seen = itertools.count(1) if seen is None else seen
     found: dict[str, tuple[str, tuple[str, ...]]] = {}
-    todo: list[Iterator[_Place]] = [iter([(input_schema, ())])]
-    seen = 0
+    todo: list[Iterator[_Place | None]] = [iter([(input_schema, ())])]
     while todo:  # not recursion: a backend's schema may be nested deeper than Python recurses
-        place = next(todo[-1], None)
-        if place is None:
+        for place in todo[-1]:
+            if next(seen) % VALUES_AT_ONCE == 0:
+                yield
+            if place is not None:
+                if _ANNOTATION in place[0]:
+                    _note_annotation(found, *place)
+                todo.append(_inner_places(*place))
+                break
+        else:
             todo.pop()
-            continue
-        seen += 1
-        if seen % SCHEMAS_AT_ONCE == 0:
-            yield
-        schema, path = place
-        if _ANNOTATION in schema:
-            name, path = _check_annotation(schema, path)
-            if name.lower() in found:
-                raise BadParamHeader(
-                    f"has two properties whose {_ANNOTATION} is {_shown(name)}, upper and lower case being the same"
-                )
-            found[name.lower()] = (name, path)
-        todo.append(_inner_places(schema, path))
     return ParamHeaders(tuple([found[name] for name in sorted(found)]))
 
 
@@ -177,10 +185,23 @@ def param_headers_in_steps(input_schema: JSON) -> Generator[None, None, ParamHea
 _Place: TypeAlias = tuple[JSON, tuple[str, ...] | None]
 
 
+def _note_annotation(found: dict[str, tuple[str, tuple[str, ...]]], schema: JSON, path: tuple[str, ...] | None) -> None:
+    name, path = _check_annotation(schema, path)
+    if name.lower() in found:
+        raise BadParamHeader(
+            f"has two properties whose {_ANNOTATION} is {_shown(name)}, upper and lower case being the same"
+        )
+    if len(found) == MOST_MIRRORED:
+        raise BadParamHeader(f"has more than {MOST_MIRRORED} properties with {_ANNOTATION}, the most that are sent")
+    found[name.lower()] = (name, path)
+
+
 def _check_annotation(schema: JSON, path: tuple[str, ...] | None) -> tuple[str, tuple[str, ...]]:
     if not path:
         raise BadParamHeader(f"has {_ANNOTATION} where `properties` alone do not lead")
     where, name, kind = _shown(".".join(path)), schema[_ANNOTATION], schema.get("type")
+    if isinstance(name, str) and len(name) > MOST_HEADER_NAME:
+        raise BadParamHeader(f"has an {_ANNOTATION} at {where} of over {MOST_HEADER_NAME} characters")
     if not isinstance(name, str) or not _TOKEN.fullmatch(name):
         raise BadParamHeader(f"has an {_ANNOTATION} at {where} that is not an RFC 9110 token")
     if kind not in _MIRRORED_TYPES:
@@ -188,16 +209,20 @@ def _check_annotation(schema: JSON, path: tuple[str, ...] | None) -> tuple[str, 
     return name, path
 
 
-def _inner_places(schema: JSON, path: tuple[str, ...] | None) -> Iterator[_Place]:
+def _inner_places(schema: JSON, path: tuple[str, ...] | None) -> Iterator[_Place | None]:
+    """The schemas right within one, and None for each value in their place that is none."""
     for keyword, inner in schema.items():
         if keyword in _SCHEMA_MAPS and _is_object(inner):
             for name, child in inner.items():
-                if _is_object(child):  # else `true` or `false`, which are schemas, too
+                if not _is_object(child):  # `true` and `false` are schemas, too
+                    yield None
+                else:
                     yield child, (*path, name) if keyword == "properties" and path is not None else None
         elif keyword in _SCHEMAS:
             for child in inner if _is_array(inner) else [inner]:
-                if _is_object(child):
-                    yield child, None
+                yield (child, None) if _is_object(child) else None
+        else:
+            yield None
 
 
 def _is_array(value: object) -> TypeGuard[list[Any]]:

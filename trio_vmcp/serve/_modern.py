@@ -11,15 +11,17 @@ from decimal import Decimal
 from functools import partial
 
 import attrs
+import trio
 
 from trio_vmcp._protocol.eras import HEADER_MISMATCH, MODERN_VERSION
-from trio_vmcp._protocol.headers import BadParamHeader, ParamHeaders, decode_header_value, param_headers
+from trio_vmcp._protocol.headers import BadParamHeader, ParamHeaders, decode_header_value, param_headers_in_steps
 from trio_vmcp._protocol.jsonrpc import Message, Notification, Request
 from trio_vmcp._protocol.methods import (
     LOG_LEVEL,
     METHODS,
     TOOLS_CALL,
 )
+from trio_vmcp._steps import take_steps
 from trio_vmcp.identity import Identity
 from trio_vmcp.manager import SessionManager
 from trio_vmcp.models import JSON, Tool
@@ -48,18 +50,25 @@ class _Mirrored:
     tools: tuple[Tool, ...] = attrs.field(repr=False)
     _by_name: dict[str, Tool] = attrs.field(init=False, repr=False)
     _found: dict[str, ParamHeaders] = attrs.field(factory=dict, init=False, repr=False)
+    _turn: trio.Lock = attrs.field(factory=trio.Lock, init=False, repr=False)  # calls of one tool may be many at once
 
     def __attrs_post_init__(self) -> None:
         self._by_name = {tool.name: tool for tool in self.tools}
 
-    def of(self, name: str) -> ParamHeaders | None:
+    async def of(self, name: str) -> ParamHeaders | None:
         """None: there is no such tool."""
         if name not in self._found and name in self._by_name:
-            try:
-                self._found[name] = param_headers(self._by_name[name].input_schema)
-            except BadParamHeader:  # a client must not call such a tool; its backend may be of the other era
-                self._found[name] = ParamHeaders()
+            async with self._turn:
+                if name not in self._found:
+                    self._found[name] = await _headers_of(self._by_name[name])
         return self._found.get(name)
+
+
+async def _headers_of(tool: Tool) -> ParamHeaders:
+    try:
+        return await take_steps(param_headers_in_steps(tool.input_schema))
+    except BadParamHeader:  # a client must not call such a tool; its backend may be of the other era
+        return ParamHeaders()
 
 
 @attrs.define(eq=False)
@@ -132,7 +141,7 @@ class ModernFront:
             return refusal.status, encode_refusal(message.id, refusal)
         return 200, encode_answer(message.id, result)
 
-    def _check_mirrored(self, request: HttpRequest, params: JSON, session: Session) -> None:
+    async def _check_mirrored(self, request: HttpRequest, params: JSON, session: Session) -> None:
         """
         Raises:
             Refusal: A header `Mcp-Param-*` does not say what the arguments say.
@@ -143,7 +152,7 @@ class ModernFront:
             if len(self._mirrored) >= MOST_INDEXED:
                 self._mirrored.clear()
             held = self._mirrored[session.id] = _Mirrored(session.tools)
-        wanted = held.of(name) if isinstance(name, str) else None
+        wanted = await held.of(name) if isinstance(name, str) else None
         if wanted is not None and wanted.paths:
             check_mirrored(wanted, request, arguments if isinstance(arguments, dict) else {})
 

@@ -5,7 +5,7 @@ All requests of a principal run on one session (`SessionManager.shared`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import attrs
@@ -79,7 +79,7 @@ class Stateless:
         identity: Identity | None,
         message: Request,
         exchange: Exchange,
-        check: Callable[[Session], object] | None = None,
+        check: Callable[[Session], Awaitable[object]] | None = None,
     ) -> JSON:
         """The result of a request that `check_meta` and `check_offered` have passed.
 
@@ -97,7 +97,7 @@ class Stateless:
         if method == LISTEN:
             return _finished(method, await self.listeners.serve(session, identity, message, exchange))
         if check is not None:
-            check(session)
+            await check(session)
         options: dict[str, Any] = {}
         if method in CALLS:
             options = self._options(identity, session, method, params)
