@@ -518,9 +518,9 @@ def test_a_changed_description_costs_a_small_part_of_building_all() -> None:
 
 def test_a_contested_name_shows_its_owners_definition_of_now() -> None:
     """Under Bare, "x" stands where the first backend lists it, with the definition that its owner gives it now."""
-    directory = directory_of(Bare(), Bindings({"x": "b"}))
+    directory, first = directory_of(Bare(), Bindings({"x": "b"})), listing("x")
     for mark in range(2):
-        directory.update({"a": listing("x"), "b": listing("y", "x", mark=mark)})
+        directory.update({"a": first, "b": listing("y", "x", mark=mark)})
         assert [("x", "b", str(mark)), ("y", "b", str(mark))] == [
             (tool.name, tool.backend_id, tool.description) for tool in directory.tools
         ]
