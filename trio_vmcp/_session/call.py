@@ -101,24 +101,14 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
             try:
                 if member.progress_limit is None:
                     raw = await connection.client.request(
-                        sent.method,
-                        sent.params,
-                        identity=sent.caller,
-                        timeout=timeout,
-                        on_progress=sent.on_progress,
+                        sent.method, sent.params, identity=sent.caller, timeout=timeout, on_progress=sent.on_progress
                     )
                 else:
                     raw = await _request_with_progress(member, connection, call, sent, timeout)
             except BackendError as error:
-                if error.may_have_executed:
-                    connection.note_use()
                 if has_waited:
                     _name_whole_timeout(error, call, asked)
-                if is_replaced:
-                    if call.lost_by_words:  # the new session is told the same: that was not the session
-                        member.reconnects.doubt_words()
-                    raise
-                if not _is_sent_again(member, connection, call, error):
+                if not _is_sent_again(member, connection, call, error, was_replaced=is_replaced):
                     raise
                 call.is_sent_again = True
             else:
@@ -141,9 +131,7 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
         _note_no_answer(member, is_trial)
         if connection is None or not _is_of_client(crash, connection.client, call):
             raise
-        member.health.errors += 1
-        detail = f"could not be asked {asked.method!r}: its client raised {describe_crash(crash)}"
-        raise BackendError(member.backend_id, detail, may_have_executed=call.written) from crash
+        raise _crash_of_client(member, call, asked, crash) from crash
     except BaseException:
         _note_no_answer(member, is_trial)
         raise
@@ -163,6 +151,12 @@ def _is_of_client(crash: Exception, client: BackendClient, call: Call) -> bool:
     if call.has_callback_failed or can_recall(client):
         return False
     return call.written or not isinstance(crash, TypeError | ValueError)
+
+
+def _crash_of_client(member: Member, call: Call, asked: CallRequest, crash: Exception) -> BackendError:
+    member.health.errors += 1
+    detail = f"could not be asked {asked.method!r}: its client raised {describe_crash(crash)}"
+    return BackendError(member.backend_id, detail, may_have_executed=call.written)
 
 
 def _noting_failure(call: Call, on_progress: OnProgress) -> OnProgress:
@@ -200,8 +194,18 @@ async def _request_with_progress(
     raise BackendTimeout(member.backend_id, detail, may_have_executed=call.written)
 
 
-def _is_sent_again(member: Member, connection: Connection, call: Call, error: BackendError) -> bool:
-    """Whether a failed request needs another connection and may be sent there. Has a lost one replaced."""
+def _is_sent_again(
+    member: Member, connection: Connection, call: Call, error: BackendError, *, was_replaced: bool
+) -> bool:
+    """Whether a failed request needs another connection and may be sent there. Has a lost one replaced, but not twice
+    for one call.
+    """
+    if error.may_have_executed:
+        connection.note_use()
+    if was_replaced:
+        if call.lost_by_words:  # the new session is told the same: that was not the session
+            member.reconnects.doubt_words()
+        return False
     if not call.session_lost:
         return False
     if call.lost_by_words:  # which prove less than a status
