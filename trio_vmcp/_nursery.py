@@ -12,7 +12,9 @@ from typing import TypeVarTuple
 
 import trio
 
-__all__ = ["describe_crash", "require_trio", "start_clean", "start_if_open", "start_task"]
+from trio_vmcp.errors import BackendError
+
+__all__ = ["crash_of_client", "describe_crash", "require_trio", "start_clean", "start_if_open", "start_task"]
 
 Args = TypeVarTuple("Args")
 
@@ -78,3 +80,9 @@ def describe_crash(crash: BaseException) -> str:
         kinds = dict.fromkeys(describe_crash(exc) for exc in crash.exceptions)
         return ", ".join(kinds)
     return type(crash).__name__
+
+
+def crash_of_client(backend_id: str, method: str, crash: Exception, *, may_have_executed: bool = False) -> BackendError:
+    """The failure of a request that a client of the user's own has answered with an error which is no BackendError."""
+    detail = f"could not be asked {method!r}: its client raised {describe_crash(crash)}"
+    return BackendError(backend_id, detail, may_have_executed=may_have_executed)

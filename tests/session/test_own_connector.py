@@ -17,6 +17,7 @@ from trio_vmcp import (
     Backend,
     BackendProtocolError,
     BackendRecord,
+    BackendState,
     BackendUnavailable,
     EventSink,
     FactorySettings,
@@ -283,3 +284,81 @@ async def test_members_without_a_meaning_are_passed_on(autojump_clock: MockClock
         completion = await session.complete({"type": "ref/prompt", "name": "b0_p"}, {"name": "a", "value": ""})
     assert answer | {"resultType": "input_required"} == completion.raw
     assert ("x",) == completion.values
+
+
+EVERYTHING: JSON = {"tools": {}, "resources": {}, "prompts": {}}
+OPTIONAL: dict[str, JSON] = {
+    "resources/list": {"resources": [{"uri": "mem://a", "name": "a"}]},
+    "resources/templates/list": {"resourceTemplates": [{"uriTemplate": "mem://{a}", "name": "a"}]},
+    "prompts/list": {"prompts": [{"name": "a"}]},
+}
+
+
+@attrs.define(eq=False)
+class CrashingClient(PlainClient):
+    """Lists something of everything, and raises an error of its own for the methods in `crashes`."""
+
+    crashes: set[str] = attrs.field(factory=set)
+
+    async def request(self, method: str, params: JSON, **more: Any) -> JSON:
+        if method in self.crashes:
+            await trio.lowlevel.checkpoint()
+            raise RuntimeError("secret-7")
+        return OPTIONAL.get(method) or await super().request(method, params, **more)
+
+
+@pytest.mark.parametrize("method", OPTIONAL)
+@pytest.mark.parametrize("connects_in", [0.0, 1.0], ids=["in turn", "side by side"])
+async def test_a_client_that_crashes_at_an_optional_list(
+    method: str, connects_in: float, autojump_clock: MockClock
+) -> None:
+    """It costs that list, as an error of the backend does: calls are served, and the list alone is asked for again,
+    when the session opens and when the list has changed. The failure names the type of the error alone.
+    """
+    clients: list[CrashingClient] = []
+    sinks: list[EventSink] = []
+    crashes = {method}
+
+    async def connect(backend: Backend, *, events: EventSink, **wanted: Any) -> CrashingClient:
+        await trio.sleep(connects_in)
+        record = BackendRecord(backend.id, None, "modern", "2026-07-28", EVERYTHING, "digest")
+        clients.append(CrashingClient(record, EVERYTHING, crashes=crashes))
+        sinks.append(events)
+        return clients[-1]
+
+    def sizes(session: Session) -> list[int]:
+        lists = (session.tools, session.resources, session.resource_templates, session.prompts)
+        return [len(each) for each in lists]
+
+    async with open_session_factory(connector=connect) as factory:
+        async with factory.open_session(plain_backends(1)) as session:
+            assert () == session.failures
+            assert 3 == sum(sizes(session))
+            status = session.backends["b0"]
+            assert (BackendState.DEGRADED, 1) == (status.state, len(clients))
+            assert status.last_failure is not None
+            assert status.last_failure.detail == f"could not be asked {method!r}: its client raised RuntimeError"
+            await session.call_tool("b0_echo")
+            crashes.clear()
+            await trio.sleep(60)
+            assert (BackendState.READY, [1] * 4) == (session.backends["b0"].state, sizes(session))
+            crashes.add(method)
+            sinks[-1](f"notifications/{method.partition('/')[0]}/list_changed", {})
+            await trio.sleep(0.1)
+            assert (BackendState.DEGRADED, [1] * 4) == (session.backends["b0"].state, sizes(session))
+            crashes.clear()
+            await trio.sleep(60)
+            assert (BackendState.READY, 1) == (session.backends["b0"].state, len(clients))
+
+
+async def test_a_client_that_crashes_at_its_tools_is_not_connected(autojump_clock: MockClock) -> None:
+    """Tools are needed where they are declared."""
+
+    async def connect(backend: Backend, **wanted: Any) -> CrashingClient:
+        plain = await PlainConnector()(backend, **wanted)
+        return CrashingClient(plain.record, plain.server_capabilities, crashes={"tools/list"})
+
+    async with open_session_factory(connector=connect) as factory:
+        async with factory.open_session(plain_backends(1)) as session:
+            (failure,) = session.failures
+            assert "could not be connected: RuntimeError" == failure.detail

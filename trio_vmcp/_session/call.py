@@ -18,7 +18,7 @@ import trio
 
 from trio_vmcp._known_results import can_recall
 from trio_vmcp._limits import TimeLimit
-from trio_vmcp._nursery import describe_crash
+from trio_vmcp._nursery import crash_of_client
 from trio_vmcp._protocol.methods import TOOLS_CALL
 from trio_vmcp._request_note import Silence
 from trio_vmcp._session.admission import Call
@@ -131,7 +131,8 @@ async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON
         _note_no_answer(member, is_trial)
         if connection is None or not _is_of_client(crash, connection.client, call):
             raise
-        raise _crash_of_client(member, call, asked, crash) from crash
+        member.health.errors += 1
+        raise crash_of_client(member.backend_id, asked.method, crash, may_have_executed=call.written) from crash
     except BaseException:
         _note_no_answer(member, is_trial)
         raise
@@ -151,12 +152,6 @@ def _is_of_client(crash: Exception, client: BackendClient, call: Call) -> bool:
     if call.has_callback_failed or can_recall(client):
         return False
     return call.written or not isinstance(crash, TypeError | ValueError)
-
-
-def _crash_of_client(member: Member, call: Call, asked: CallRequest, crash: Exception) -> BackendError:
-    member.health.errors += 1
-    detail = f"could not be asked {asked.method!r}: its client raised {describe_crash(crash)}"
-    return BackendError(member.backend_id, detail, may_have_executed=call.written)
 
 
 def _noting_failure(call: Call, on_progress: OnProgress) -> OnProgress:

@@ -12,7 +12,7 @@ import trio
 
 from trio_vmcp._known_results import KnownResults, Results, can_recall
 from trio_vmcp._limits import init_limit
-from trio_vmcp._nursery import start_task
+from trio_vmcp._nursery import crash_of_client, start_task
 from trio_vmcp._protocol.json_cost import memory_size
 from trio_vmcp._protocol.methods import KINDS, LISTS, MOST_STALE_PAGES, ListMethod, declares
 from trio_vmcp._request_note import current_note
@@ -306,7 +306,15 @@ class _Lister:
         # Without a timeout: the caller has one for all lists together.
         method, client, identity = wanted.name, self.client, self.identity
         if not can_recall(client):
-            return Page(await client.request(method, params, identity=identity, timeout=math.inf, on_progress=None))
+            try:
+                result = await client.request(method, params, identity=identity, timeout=math.inf, on_progress=None)
+            except BackendError:
+                raise
+            except Exception as crash:
+                if not wanted.is_optional:
+                    raise
+                raise crash_of_client(self.backend.id, method, crash) from crash
+            return Page(result)
         results = KnownResults(known)
         result = await client.request(
             method, params, identity=identity, timeout=math.inf, on_progress=None, known=results
