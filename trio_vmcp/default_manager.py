@@ -345,7 +345,8 @@ def _used(owner: SessionOwner, caller: Identity | None) -> Session:
     """A view of a live session for a caller that asks for the session: a use by the newest token of its principal."""
     owner.note_use()
     owner.renew_identity(caller)
-    return DefaultSession(owner).as_caller(caller)
+    owner.calls.check_caller(caller)
+    return DefaultSession(owner, caller)
 
 
 async def _run_isolated(function: Callable[..., Awaitable[object]], args: tuple[object, ...]) -> None:

@@ -55,7 +55,7 @@ DEFECTS: dict[str, Defect] = {
         LegacyFront,
         "_keep",
         lambda original: lambda self, client, stream: None,
-        3,
+        10,
         "its stream was not kept",
     ),
     "an answer goes to another question": (ClientSession, "on_reply", answering_the_oldest, 36, "on a healthy backend"),

@@ -71,7 +71,7 @@ class CallRequest(NamedTuple):
         """
         assert self.options is not None
         params = self.options.params_for(member.backend_id, connection.record, self.method, self.params)
-        return self._replace(params=params)
+        return self if params is self.params else self._replace(params=params)
 
 
 async def request_member(member: Member, call: Call, asked: CallRequest) -> JSON:

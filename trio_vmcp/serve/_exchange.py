@@ -20,6 +20,7 @@ from trio_vmcp.serve._messages import encode_notice
 from trio_vmcp.serve._streams import EVENT_STREAM, EventStream
 
 __all__ = [
+    "BODY_TIMEOUT",
     "JSON_BODY",
     "MOST_REPEATED",
     "Exchange",
@@ -34,6 +35,7 @@ __all__ = [
 JSON_BODY = (b"content-type", b"application/json")
 # s between two looks for requests that take long. Most requests end before one, and cost no task that watches them.
 LOOK_INTERVAL = 0.25
+BODY_TIMEOUT = 60.0  # s for the whole body of a request, to the next look; 4 MiB at 560 kbit/s
 MOST_REPEATED = 1024  # characters
 
 StartTask = Callable[..., None]
@@ -148,6 +150,7 @@ class Exchanges:
     under_way: UnderWay = attrs.field(factory=UnderWay, init=False, repr=False)
     _start_task: StartTask = attrs.field(alias="start_task", repr=False)
     _by_mark: dict[str, HttpExchange] = attrs.field(factory=dict, init=False, repr=False)
+    _reading: dict[HttpRequest, float] = attrs.field(factory=dict, init=False, repr=False)  # bodies, since when
     _marks: itertools.count[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
     _is_looking: bool = attrs.field(default=False, init=False)
 
@@ -166,22 +169,40 @@ class Exchanges:
     def add(self, exchange: HttpExchange) -> None:
         exchange.mark = self.next_mark()
         self._by_mark[exchange.mark] = exchange
-        if not self._is_looking:
-            self._is_looking = True
-            self._start_task(self._look)
+        self._look_for_long()
+
+    async def read_body(self, request: HttpRequest, most: int) -> bytes:
+        """`HttpRequest.read_body`; the request is cancelled if that takes over `BODY_TIMEOUT`. A deadline of its scope
+        would take longer to set than the body to read.
+        """
+        self._reading[request] = trio.current_time()
+        self._look_for_long()
+        try:
+            return await request.read_body(most)
+        finally:
+            del self._reading[request]
 
     def discard(self, exchange: HttpExchange) -> None:
         del self._by_mark[exchange.mark]
 
+    def _look_for_long(self) -> None:
+        if not self._is_looking:
+            self._is_looking = True
+            self._start_task(self._look)
+
     async def _look(self) -> None:
         try:
-            while self._by_mark:
+            while self._by_mark or self._reading:
                 await trio.sleep(LOOK_INTERVAL)
-                before = trio.current_time() - LOOK_INTERVAL
+                now = trio.current_time()
                 for exchange in self.all():
-                    if exchange.begun_at > before:
+                    if exchange.begun_at > now - LOOK_INTERVAL:
                         break  # they are in order
                     exchange.watch()
+                for request, begun_at in self._reading.items():
+                    if begun_at > now - BODY_TIMEOUT:
+                        break
+                    request.scope.cancel(reason="the body takes too long")
         finally:
             self._is_looking = False
 

@@ -28,6 +28,7 @@ from trio_vmcp.serve._errors import INVALID_REQUEST, PARSE_ERROR, Refusal
 
 __all__ = [
     "COSTLY",
+    "begins_batch",
     "encode_answer",
     "encode_notice",
     "encode_question",
@@ -91,14 +92,17 @@ async def _parse(data: bytes) -> Message:
         raise Refusal(code, f"the body {bad}", status=400) from None
 
 
-async def split_batch(data: bytes) -> list[bytes] | None:
-    """The messages of a batch, each as its own text; None: the body is no batch.
+def begins_batch(data: bytes) -> bool:
+    """A body begins as a batch does."""
+    return data.lstrip(b" \t\r\n\xef\xbb\xbf")[:1] == b"["
+
+
+async def split_batch(data: bytes) -> list[bytes]:
+    """The messages of a batch, each as its own text.
 
     Raises:
-        Refusal: It is a batch, and cannot be split or is over a limit.
+        Refusal: It cannot be split or is over a limit.
     """
-    if data.lstrip(b" \t\r\n\xef\xbb\xbf")[:1] != b"[":
-        return None
     try:
         text = to_text(data)
         await _take_paid_steps(check_cost(text, MOST_VALUES))

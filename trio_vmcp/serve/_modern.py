@@ -182,8 +182,10 @@ def check_request(request: HttpRequest, message: Request) -> None:
         if name in request.repeated:
             raise Refusal(HEADER_MISMATCH, f"the header {name} is repeated", status=400)
     meta = check_meta(message)
-    _require_same("mcp-protocol-version", _stripped(headers, "mcp-protocol-version"), meta[PROTOCOL_VERSION])
-    _require_same("mcp-method", _stripped(headers, "mcp-method"), message.method)
+    if headers.get("mcp-protocol-version") != meta[PROTOCOL_VERSION]:  # else there are no blanks to look for
+        _require_same("mcp-protocol-version", _stripped(headers, "mcp-protocol-version"), meta[PROTOCOL_VERSION])
+    if headers.get("mcp-method") != message.method:
+        _require_same("mcp-method", _stripped(headers, "mcp-method"), message.method)
     named_by = METHODS[message.method].named_by if message.method in METHODS else None
     if named_by is not None:
         given = _stripped(headers, "mcp-name")

@@ -38,7 +38,7 @@ from trio_vmcp.serve._client_session import (
 )
 from trio_vmcp.serve._errors import INVALID_REQUEST, Refusal, opened, refusal_of
 from trio_vmcp.serve._exchange import Exchange
-from trio_vmcp.serve._messages import encode_answer, encode_refusal, read_message, split_batch
+from trio_vmcp.serve._messages import begins_batch, encode_answer, encode_refusal, read_message, split_batch
 from trio_vmcp.serve._stateless import PROTOCOL_VERSION, Stateless, check_meta, check_offered, meta_of
 from trio_vmcp.serve.settings import ServeSettings
 
@@ -261,8 +261,8 @@ class _StdioClient(Clients):
         if not line.strip():
             return
         try:
-            batch = await split_batch(line)
-            if batch is not None:
+            if begins_batch(line):
+                batch = await split_batch(line)
                 self._batches += 1
                 start_task(nursery, self._answer_batch, batch, self._is_draining, nursery)
                 return

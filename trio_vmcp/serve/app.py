@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,7 +20,6 @@ from trio_vmcp.errors import VmcpError
 from trio_vmcp.identity import Identity
 from trio_vmcp.manager import SessionManager
 from trio_vmcp.serve._asgi import (
-    BODY_TIMEOUT,
     BodyTooLarge,
     ClientGone,
     HttpReply,
@@ -30,9 +30,9 @@ from trio_vmcp.serve._asgi import (
 from trio_vmcp.serve._cors import cors_headers, preflight_headers
 from trio_vmcp.serve._edges import host_problem, origin_problem
 from trio_vmcp.serve._errors import INVALID_REQUEST, Refusal, crashed, refusal_of
-from trio_vmcp.serve._exchange import JSON_BODY, Exchanges
+from trio_vmcp.serve._exchange import BODY_TIMEOUT, JSON_BODY, Exchanges
 from trio_vmcp.serve._legacy import LegacyFront
-from trio_vmcp.serve._messages import COSTLY, encode_refusal, read_message, split_batch
+from trio_vmcp.serve._messages import COSTLY, begins_batch, encode_refusal, read_message, split_batch
 from trio_vmcp.serve._modern import ModernFront, require_both_forms
 from trio_vmcp.serve._operator import PROBES, FrontState, OperatorPaths, for_reading
 from trio_vmcp.serve._resource import ProtectedResource, protected_resource
@@ -182,8 +182,8 @@ class Front:
                 if preflight is not None:
                     await reply.respond(204, headers=preflight)
                     return
-            if self._resource is None or request.path not in self._resource.paths:
-                identity = await self._authenticate(request)
+            if self._authenticator is not None and not self._is_resource(request.path):
+                identity = await self._authenticate(self._authenticator, request)
         await handler(request, reply, identity)
 
     def _state(self) -> FrontState:
@@ -202,15 +202,18 @@ class Front:
         problem = host_problem(host, self._settings.allowed_hosts)
         if problem is None and host is not None:
             origin = request.headers.get("origin")
-            problem = origin_problem(origin, host, self._settings.allowed_origins)
+            if origin is not None:
+                problem = origin_problem(origin, host, self._settings.allowed_origins)
         if problem is not None:
             raise Refusal(INVALID_REQUEST, problem, status=403)
 
-    async def _authenticate(self, request: HttpRequest) -> Identity | None:
-        if self._authenticator is None:
-            return None
+    def _is_resource(self, path: str) -> bool:
+        """A client reads there how to get credentials."""
+        return self._resource is not None and path in self._resource.paths
+
+    async def _authenticate(self, authenticator: Authenticator, request: HttpRequest) -> Identity:
         try:
-            identity = await self._authenticator.authenticate(request.headers)
+            identity = await authenticator.authenticate(request.headers)
         except Unauthenticated as error:
             text = _CONTROLS.sub(" ", error.challenge)
             text = text if self._resource is None else self._resource.challenge(text)
@@ -232,11 +235,11 @@ class Front:
         await reply.respond(200, self._resource.document, (JSON_BODY,))
 
     def _serve_mcp(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> Awaitable[None]:
+        if request.verb == "POST":
+            return self._post(request, reply, identity)
         version = request.headers.get("mcp-protocol-version", "")
         is_modern = is_modern_version(version) and _DATE.fullmatch(version) is not None
         match request.verb:
-            case "POST":
-                return self._post(request, reply, identity)
             case "GET" | "DELETE" if is_modern:
                 raise _wrong_verb("POST")
             case "GET":
@@ -264,11 +267,10 @@ class Front:
             return await _message_in(request, body)
 
     async def _post(self, request: HttpRequest, reply: HttpReply, identity: Identity | None) -> None:
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type != "application/json":
+        if not _is_json(request.headers.get("content-type", "")):
             raise Refusal(INVALID_REQUEST, "the Content-Type is not application/json", status=415)
         try:
-            body = await request.read_body(self._settings.max_body_bytes)
+            body = await self._exchanges.read_body(request, self._settings.max_body_bytes)
         except BodyTooLarge:
             limit = self._settings.max_body_bytes
             raise Refusal(INVALID_REQUEST, f"the body is over {limit} bytes (max_body_bytes)", status=413) from None
@@ -297,10 +299,17 @@ class Front:
             await self._refuse(reply, crashed(error), message)
 
 
+@functools.lru_cache(maxsize=64)  # clients send the same few texts with every request
+def _is_json(content_type: str) -> bool:
+    return content_type.partition(";")[0].strip().lower() == "application/json"
+
+
 async def _message_in(request: HttpRequest, body: bytes) -> Message | list[bytes]:
     """See `Front._read`."""
     try:
-        return await split_batch(body) or await read_message(body)
+        if begins_batch(body):
+            return await split_batch(body)
+        return await read_message(body)
     except Refusal:
         if is_modern_version(request.headers.get("mcp-protocol-version")):
             require_both_forms(request)  # the ladder of the stateless era has this rule before the body
