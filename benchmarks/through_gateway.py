@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from gateway_client import Client
@@ -28,6 +29,7 @@ from workloads import TOOL
 
 START_TIMEOUT = 60.0  # s
 END_TIMEOUT = 10.0  # s
+LISTENING = "listening on "
 OPENING = 8  # sessions that open at the same time
 TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
@@ -168,6 +170,35 @@ async def script(name: str, urls: list[str], *arguments: str) -> AsyncIterator[G
 
 
 @asynccontextmanager
+async def command(urls: list[str]) -> AsyncIterator[Gateway]:
+    """`trio-vmcp serve`, with the backends in a file as most clients have it."""
+    with TemporaryDirectory() as directory:
+        file = _config_file(Path(directory), urls)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "trio_vmcp", "serve", "--config", file, "--port", "0",
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        assert process.stdout
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                async for line in process.stdout:
+                    _, listens, url = line.decode().strip().partition(LISTENING)
+                    if listens:
+                        break
+            yield Gateway([url], [f"b{at}_{TOOL}" for at in range(len(urls))], process.pid)
+        finally:
+            with suppress(ProcessLookupError):
+                process.terminate()
+            await _end(process)
+
+
+def _config_file(directory: Path, urls: list[str]) -> Path:
+    file = directory / "mcp.json"
+    file.write_text(json.dumps({"mcpServers": {f"b{at}": {"url": url} for at, url in enumerate(urls)}}))
+    return file
+
+
+@asynccontextmanager
 async def mcp_proxy(urls: list[str]) -> AsyncIterator[Gateway]:
     """A server over one program, which is mcp-proxy again, as the client of one backend: it has no way to many."""
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -226,7 +257,7 @@ def _cpu_of(pid: int) -> float:
 
 GATEWAYS: dict[str, Callable[[list[str]], Any]] = {
     "direct": direct,
-    "library": partial(script, "gateway_library.py"),
+    "library": command,
     "relay": partial(script, "gateway_relay.py"),
     "fastmcp_proxy": lambda urls: script("gateway_fastmcp.py", urls, "proxy"),
     "fastmcp_mounts": lambda urls: script("gateway_fastmcp.py", urls, "mounts"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import signal
@@ -25,6 +26,7 @@ from trio.testing import MockClock, memory_stream_one_way_pair
 
 import trio_vmcp.storage.redis  # noqa: F401  # its client takes as long to import as a test may take
 from trio_vmcp._cli.arguments import parse_plan
+from trio_vmcp._cli.collector import MOST_YOUNG
 from trio_vmcp._cli.plain_view import PlainView
 from trio_vmcp._cli.requests import CommandOutcome
 from trio_vmcp._cli.serve import Setup, prepare, run_server
@@ -137,6 +139,14 @@ async def test_a_line_for_each_backend_and_then_the_url(autojump_clock: MockCloc
             assert 200 == (await call(server.url, "old_echo")).status
             snippet = json.loads(server.log.getvalue().partition("for the file of a client: ")[2])
             assert {"mcpServers": {"trio-vmcp": {"type": "http", "url": server.url}}} == snippet
+
+
+async def test_the_collector_is_patient_while_clients_are_served() -> None:
+    """As it was before, afterwards: the process may go on."""
+    before = gc.get_threshold()
+    async with echo_network() as (network, found), running(setup_of(), found, network):
+        assert MOST_YOUNG == gc.get_threshold()[0]
+    assert before == gc.get_threshold()
 
 
 async def test_lines_come_as_backends_connect() -> None:
@@ -439,6 +449,7 @@ async def test_one_client_on_two_streams(autojump_clock: MockClock) -> None:
         nursery.start_soon(serve)
         await to_server.send_all(json.dumps(INITIALIZE).encode() + b"\n")
         await from_server.receive_some()
+        assert MOST_YOUNG == gc.get_threshold()[0]
         await trio.sleep_until(trio.current_time() + 90_000)
         asked = {"jsonrpc": "2.0", "id": 2, "method": "tools/list"}
         await to_server.send_all(json.dumps(asked).encode() + b"\n")

@@ -7,7 +7,7 @@
   `conditions.py`: a session that stays open.
 - `serve_options.py`, `serve.py`: `trio-vmcp serve`: what it was asked for, and a server of it; `backend_lines.py`: what
   it prints of each backend; `file_changes.py`: what becomes of changes of its file;
-  `standard_streams.py`: its one client with `--stdio`.
+  `standard_streams.py`: its one client with `--stdio`; `collector.py`: the garbage collector meanwhile.
 - `texts.py`, `definitions.py`: results as text. `sanitizer.py`: text fit to be shown. All pure.
 - `view.py`: what is shown, as data; `plain_view.py`, `rich_view.py`: two ways to show it; `output.py`: writing it;
   `verbose.py`: the log beside it.

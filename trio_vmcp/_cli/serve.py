@@ -17,6 +17,7 @@ import attrs
 import httpx
 import trio
 
+from trio_vmcp._cli.collector import patient_collector
 from trio_vmcp._cli.file_changes import FileChanges
 from trio_vmcp._cli.output import write_log
 from trio_vmcp._cli.plain_view import PlainView
@@ -123,7 +124,8 @@ async def run_server(
             receive, send = streams()
             for entry in found.skipped:
                 lines.tell_once(entry.id, f"skipped, {entry.why}")
-            await serve_stdio(manager, receive, send, settings=setup.front)
+            with patient_collector():
+                await serve_stdio(manager, receive, send, settings=setup.front)
             outcome = CommandOutcome(OK, {"ok": True})
         else:
             outcome = await _serve_http(setup, found, view, manager, lines)
@@ -150,8 +152,9 @@ async def _serve_http(
             await announce(front, manager, lines, ids, keep=setup.authenticator is None)
             front.is_starting = False
             view.show_problem(f"for the file of a client: {_snippet(url, setup)}")
-            _tell(view, f"listening on {url}")
-            await trio.sleep_forever()
+            with patient_collector():
+                _tell(view, f"listening on {url}")
+                await trio.sleep_forever()
     view.show_problem(problem)
     return CommandOutcome(FAILED, {"ok": False, "error": {"type": "OSError", "message": problem}})
 
