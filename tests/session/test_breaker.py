@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Literal, cast
 
 import attrs
 import pytest
@@ -17,6 +20,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from trio_vmcp import (
     JSON,
     BackendError,
+    BackendRecord,
     BackendRejected,
     BackendState,
     BackendTimeout,
@@ -25,9 +29,10 @@ from trio_vmcp import (
     Session,
     open_session_factory,
 )
+from trio_vmcp._request_note import note_session_lost
 from trio_vmcp._session.breaker import FAILURES_TO_OPEN, Breaker
 from trio_vmcp._session.reconnects import Backoff
-from trio_vmcp.testing import CONNECT, CallContext, Delay, Disconnect, Error, Hang, Refuse, Status
+from trio_vmcp.testing import CONNECT, CallContext, Delay, Disconnect, Error, Hang, Refuse, ScriptedBackend, Status
 
 Event = Literal["begin", "succeed", "fail", "leave", "stream fails", "stream opens"]
 EVENTS: list[Event] = ["begin", "succeed", "fail", "leave", "stream fails", "stream opens"]
@@ -662,6 +667,132 @@ async def test_a_client_that_crashes_in_a_trial_costs_nothing_else(autojump_cloc
             client.on_request = trio.lowlevel.checkpoint
             await trio.sleep(2 * BACK_WITHIN)
             assert BackendState.READY is state_of(session, "b0")
+
+
+@asynccontextmanager
+async def open_away(backend: ScriptedBackend, max_delay: float, **options: Any) -> AsyncIterator[tuple[Session, Any]]:
+    """A session that has just found its backend away, and the fault that says so. There is no chance: the first trial
+    is due after half a second, and the task looks after 0.9 `max_delay`.
+    """
+    settings = FactorySettings(reconnect_max_delay=max_delay, idle_timeout=math.inf)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(random, "random", lambda: 0.5)
+        async with open_world({"a": backend, **options}, settings=settings) as world, world.open_session() as session:
+            backend.fail("POST", Disconnect(0), times=1)
+            refusing = backend.fail(CONNECT, Refuse())
+            await fail_calls(session, 5)
+            yield session, refusing
+
+
+def pinged_at(backend: ScriptedBackend) -> list[float]:
+    return [exchange.received_at for exchange in backend.received("ping")]
+
+
+async def test_trials_without_a_call_keep_to_the_circuit(autojump_clock: MockClock) -> None:
+    """A trial that is not due yet is made when it is; the next one comes a whole pause later, however short the delays
+    of the circuit are.
+    """
+    backend = echo_backend()
+    async with open_away(backend, 100) as (session, refusing):
+        await trio.sleep_until(53.8)
+        await fail_calls(session, 1)  # a trial: the next one is due a second later
+        refusing.times = 0
+        backend.fail("ping", Status(502))
+        await trio.sleep_until(110)
+        assert pytest.approx([54.8, 54.8 + 54]) == pinged_at(backend)
+        backend.heal()
+
+
+async def test_a_trial_without_a_call_comes_after_that_of_a_call(autojump_clock: MockClock) -> None:
+    """The call has no answer, which proves nothing: within a second the backend is asked."""
+    backend = echo_backend()
+    async with open_away(backend, 100) as (session, refusing):
+        await trio.sleep_until(53.8)
+        refusing.times = 0
+        backend.fail("tools/call", Hang())
+        await fail_calls(session, 1, timeout=3)
+        assert [] == pinged_at(backend)
+        await trio.sleep(2)
+        assert BackendState.READY is state_of(session)
+        assert pytest.approx([57]) == pinged_at(backend)
+
+
+async def test_a_session_that_drains_asks_nothing(autojump_clock: MockClock) -> None:
+    """It takes no more calls."""
+    backend, other = echo_backend(), slow_backend(60)
+    async with open_away(backend, 10, b=other) as (session, refusing), trio.open_nursery() as nursery:
+        refusing.times = 0
+        nursery.start_soon(session.call_tool, "b_slow")
+        await wait_all_tasks_blocked()
+        await session.aclose(drain_timeout=100)
+        assert [] == pinged_at(backend)
+        assert 60 == trio.current_time()
+
+
+@pytest.mark.parametrize(
+    ("fault", "is_believed"),
+    [(Status(404), True), (Error(-32001, "Session not found"), True), (Error(-32001, "unwilling"), False)],
+    ids=str,
+)
+async def test_a_trial_without_a_call_may_find_the_session_lost(
+    fault: Any, is_believed: bool, autojump_clock: MockClock
+) -> None:
+    """A call that comes meanwhile waits for the new connection, as ever."""
+    backend = echo_backend()
+    async with open_away(backend, 10) as (session, refusing):
+        refusing.times = 0
+        backend.fail("ping", fault, times=1)
+        backend.fail("initialize", Delay(3), times=1)
+        await trio.sleep(10)
+        assert (BackendState.RECOVERING if is_believed else BackendState.READY) is state_of(session)
+        assert is_believed is (await session.call_tool("a_echo")).backend_state_lost
+        assert BackendState.READY is state_of(session)
+        assert (1 + is_believed, 1) == (len(backend.received("initialize")), len(backend.received("ping")))
+
+
+async def test_words_in_a_trial_are_believed_once_a_minute(autojump_clock: MockClock) -> None:
+    """If they come again in the new session, the cause is something else."""
+    backend = echo_backend()
+    async with open_away(backend, 10) as (session, refusing):
+        backend.fail("ping", Error(-32001, "Session not found"))
+        for initialized in (2, 2):
+            refusing.times = 0
+            await trio.sleep(10)
+            assert BackendState.READY is state_of(session)
+            assert initialized == len(backend.received("initialize"))
+            backend.fail("POST", Disconnect(0), times=1)
+            refusing.times = math.inf
+            await fail_calls(session, 5)
+        refusing.times = 0
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern", None])
+async def test_what_a_client_of_ones_own_is_asked(era: Any, autojump_clock: MockClock) -> None:
+    """What changes nothing in its era; `ping` where it does not tell. It may raise anything, also where it says that
+    its session is gone.
+    """
+    connector = PlainConnector()
+
+    async def crash() -> None:
+        await trio.lowlevel.checkpoint()
+        note_session_lost()
+        raise KeyError("x")
+
+    async def refuse() -> None:
+        await trio.lowlevel.checkpoint()
+        raise BackendUnavailable("b0", "could not be reached")
+
+    async with open_session_factory(connector=connector, settings=SLOWEST) as factory:
+        async with factory.open_session(plain_backends(1)) as session:
+            client = connector.clients["b0"]
+            client.on_request = refuse
+            await fail_calls(session, 5, "b0_echo")
+            client.on_request = crash
+            client.record = cast("BackendRecord", None if era is None else attrs.evolve(client.record, era=era))
+            client.methods.clear()
+            await trio.sleep(BACK_WITHIN)
+            assert BackendState.DEGRADED is state_of(session, "b0")
+            assert {"server/discover" if era == "modern" else "ping"} == {*client.methods}
 
 
 async def test_a_list_that_is_read_closes_the_circuit(autojump_clock: MockClock) -> None:

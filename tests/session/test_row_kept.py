@@ -153,10 +153,27 @@ async def test_use_in_the_moment_in_which_a_mark_is_due_is_marked(autojump_clock
     assert {"create": 1, "replace": 1} == kept.storage.calls
 
 
-@pytest.mark.parametrize("due", ["change", "mark", "mark and touch"])
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_a_mark_takes_the_place_of_a_touch(autojump_clock: MockClock, kept: Kept, is_lost: bool) -> None:
+    """Both are due, since the storage was slow. A row that vanished is touched at once, which creates it."""
+    await trio.sleep(7)
+    kept.storage.after["replace"] = partial(trio.sleep, 4)
+    await kept.change(SECOND)
+    await trio.sleep(3)
+    kept.use()
+    if is_lost:
+        kept.lose()
+    del kept.storage.after["replace"]
+    await trio.sleep(2)
+    assert (int(is_lost), 1 + is_lost) == (kept.storage.calls["touch"], kept.storage.calls["create"])
+    (row,) = await kept.storage.rows()
+    assert (SECOND[0], kept.row.metadata) == (row.backends, row)
+
+
+@pytest.mark.parametrize("due", ["change", "mark"])
 async def test_a_row_that_vanished_is_created_at_once(autojump_clock: MockClock, kept: Kept, due: str) -> None:
     """If a write does not find it. What is to be written follows."""
-    await trio.sleep(8 if due == "mark" else 10 if due == "mark and touch" else 1)
+    await trio.sleep(8)
     now = trio.current_time()
     kept.lose()
     if due == "change":

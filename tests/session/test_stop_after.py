@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Literal, cast
 
 import attrs
 import pytest
 import trio
-from support.channels import EVERY_CHANNEL, EVERY_LEGACY_CHANNEL, Channel
+from support.channels import EVERY_CHANNEL, EVERY_LEGACY_CHANNEL, LEGACY_CHANNELS, Channel
 from support.harness import drained, echo_backend, open_world
 from support.memory_processes import MemoryProcess, ProcessTable, Program, memory_processes
 from support.plain_connector import PlainConnector, plain_backends
@@ -134,6 +134,69 @@ async def test_a_call_on_a_replaced_connection_keeps_its_backend(autojump_clock:
         assert BackendState.READY is state_of_b(session)
         await trio.sleep(2)
         assert BackendState.STOPPED is state_of_b(session)
+
+
+class Looks(trio.abc.Instrument):
+    """How often a backend was looked at that may have to be stopped."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count += "stop_when_unused" in task.name
+
+
+@contextmanager
+def looks() -> Iterator[Looks]:
+    found = Looks()
+    trio.lowlevel.add_instrument(found)
+    try:
+        yield found
+    finally:
+        trio.lowlevel.remove_instrument(found)
+
+
+@pytest.mark.parametrize(("stop_after", "most"), [(10.0, 4), (0.01, 35), (0.0, 35)])
+async def test_a_backend_in_use_is_not_looked_at_all_the_time(
+    stop_after: float, most: int, autojump_clock: MockClock
+) -> None:
+    """Once in `stop_after` s, and no more than ten times a second. The call is not cut off, however short that is."""
+    channel = LEGACY_CHANNELS[0]
+    backend = resting(channel)
+    async with channel.open_session(backend, configured={"stop_after": stop_after}) as session:
+        with looks() as found:
+            assert "rested" == (await session.call_tool("b_rest", {"seconds": 3})).content[0]["text"]
+        assert 1 <= found.count <= most
+        ended_at = trio.current_time()
+        with looks() as found:
+            await trio.sleep_until(ended_at + max(stop_after, 0.1) + 0.001)
+            await wait_all_tasks_blocked()
+        assert BackendState.STOPPED is state_of_b(session)
+        assert found.count <= 4
+
+
+async def test_a_session_that_drains_stops_no_backend(autojump_clock: MockClock) -> None:
+    """A restore finds its backend session."""
+    backends = {"a": echo_backend(), "b": echo_backend()}
+    backends["a"].add_tool("rest", rest)
+
+    def configure(entry: Backend) -> Backend:
+        return attrs.evolve(entry, stop_after=10)
+
+    async def rest_long(session: Session) -> None:
+        await session.call_tool("a_rest", {"seconds": 15})
+
+    async with open_world(backends, configure=configure) as world:
+        world.leaves_rows = world.leaves_sessions = True
+        session = await world.make_session()
+        own = session.backend_sessions["b"]
+        await trio.sleep(8)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(rest_long, session)
+            await wait_all_tasks_blocked()
+            await session.suspend(drain_timeout=20)
+        assert 15 < trio.current_time()
+        assert own in backends["b"].sessions
 
 
 @EVERY_CHANNEL

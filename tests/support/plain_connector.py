@@ -28,10 +28,12 @@ class PlainClient:
     on_close: Script = _at_once
     closed: list[bool] = attrs.field(factory=list)  # one `terminate` for every close
     tools: Sequence[JSON] = (ECHO,)
+    methods: list[str] = attrs.field(factory=list)  # of its requests
 
     async def request(
         self, method: str, params: JSON, *, identity: Identity | None, timeout: float, on_progress: OnProgress | None
     ) -> JSON:
+        self.methods.append(method)
         if method == "tools/list":
             await trio.lowlevel.checkpoint()
             return {"tools": list(self.tools)}

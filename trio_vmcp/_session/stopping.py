@@ -17,7 +17,7 @@ LEAST_PAUSE = 0.1  # s between two looks at a backend that is in use
 
 async def stop_when_unused(member: Member, connection: Connection, stop_after: float, life: Life) -> None:
     """Stop a backend `stop_after` s after its last use, unless its connection ends before. A use that has not ended is
-    looked at again after as long: it ends no earlier than now.
+    looked at again after as long: it ends no earlier than now. What is stopped is retired.
     """
     await life.reached(Phase.OPEN)
     opened_at = trio.current_time()
@@ -26,7 +26,6 @@ async def stop_when_unused(member: Member, connection: Connection, stop_after: f
         used_at = now if member.is_in_use(connection) else max(opened_at, member.used_at, asked_at_of(connection))
         if used_at + stop_after <= now and not member.is_in_use(connection):
             member.stop(connection, f"no call for {stop_after} s (Backend.stop_after)")
-            return
         with trio.move_on_at(max(used_at + stop_after, now + LEAST_PAUSE)):
             await connection.retired.wait()
 
