@@ -34,7 +34,7 @@ from support.clients import (
 )
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_vmcp import JSON, BackendRejected, BackendTimeout, FactorySettings
+from trio_vmcp import JSON, BackendError, BackendRejected, BackendTimeout, BackendUnavailable, FactorySettings
 from trio_vmcp._client.built_in import BuiltInConnector
 from trio_vmcp._client.channels.pace import (
     LINE_COST,
@@ -45,7 +45,7 @@ from trio_vmcp._client.channels.pace import (
 )
 from trio_vmcp._client.handshake import HandshakeClient
 from trio_vmcp._client.http.connection_limit import MOST_ASIDE
-from trio_vmcp._client.listening import MAX_SILENCE, MOST_FRUITLESS, StreamBackoff
+from trio_vmcp._client.listening import MAX_SILENCE, MOST_FRUITLESS, HeldStream, StreamBackoff
 from trio_vmcp._client.server_requests import MOST_ANSWERS
 from trio_vmcp.models import Backend
 from trio_vmcp.testing import (
@@ -136,6 +136,44 @@ def test_no_setting_makes_a_busy_loop(settings: tuple[float, float]) -> None:
 
 
 # When a stream is opened
+
+
+class _NoStream(HeldStream):
+    async def open_once(self) -> bool:
+        raise AssertionError("this test opens none")
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds", "told"),
+    [
+        (None, 60.0, "answered"),
+        (BackendUnavailable("b", "could not be reached"), 60.0, "not reached"),
+        (BackendUnavailable("b", "lost its connection", may_have_executed=True), 4.9, "not reached"),
+        (BackendUnavailable("b", "lost its connection", may_have_executed=True), 5.0, None),
+        (BackendTimeout("b", "was silent"), 0.0, None),
+        (BackendRejected("b", "refuses", code=503, status=503, message=""), 60.0, "not reached"),
+        (BackendRejected("b", "refuses", code=500, status=500, message=""), 60.0, "answered"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("was_open", [False, True])
+async def test_what_an_attempt_to_open_a_stream_again_tells_of_the_backend(
+    was_open: bool, error: BackendError | None, seconds: float, told: str | None, autojump_clock: MockClock
+) -> None:
+    """A response that ends after some seconds without a head may be the work of a platform. A stream that was never
+    open tells nothing.
+    """
+    heard: list[str] = []
+
+    def hear(failure: BackendError | None) -> None:
+        heard.append("answered" if failure is None else "not reached")
+
+    stream = _NoStream(backend_id="b", backoff=StreamBackoff(0.5, 60), on_reached=hear)
+    stream.was_open = was_open
+    asked_at = trio.current_time()
+    await trio.sleep(seconds)
+    stream.note_attempt(asked_at, error)
+    assert ([told] if told is not None and was_open else []) == heard
 
 
 async def test_a_stream_is_opened_behind_the_handshake(autojump_clock: MockClock) -> None:

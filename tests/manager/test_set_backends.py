@@ -78,6 +78,50 @@ async def test_a_backend_that_is_taken_out_is_let_go_of(autojump_clock: MockCloc
         assert {} == world.backends["a"].sessions == world.backends["b"].sessions
 
 
+async def test_the_names_of_a_backend_that_is_taken_out_are_gone_when_it_returns(autojump_clock: MockClock) -> None:
+    """Also where they are so many that it takes some steps."""
+    large = echo_backend()
+    for number in range(2000):
+        large.add_tool(f"t{number}")
+    async with managed(backends={"a": large, "b": large}) as world:
+        session = await world.make("live")
+        await world.manager.set_backends(world.configured[1:])
+        assert {"b"} == {name.partition("_")[0] for name in names(session)}
+
+
+async def test_a_session_that_closes_takes_nothing_over(autojump_clock: MockClock) -> None:
+    """What it had is in the row that it leaves."""
+    async with managed(backends={"a": slow_backend(5)}) as world:
+        session = await world.make("live")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.call_tool, "a_slow")
+            await wait_all_tasks_blocked()
+            nursery.start_soon(session.suspend)
+            await wait_all_tasks_blocked()
+            await world.manager.set_backends([])
+            row = await world.row(session.id)
+        assert row is not None
+        assert row.backends
+        assert row.backends == session.metadata.backends
+        await world.manager.set_backends(world.configured)
+        await world.manager.terminate(session.id, caller=ALICE)
+
+
+async def test_a_cancelled_call_changes_nothing(autojump_clock: MockClock) -> None:
+    """The source has answered in the step in which it was cancelled."""
+    async with managed() as world:
+        session = await world.make("live")
+        with trio.CancelScope() as scope:
+
+            async def source(identity: Identity | None) -> list[Backend]:
+                scope.cancel()
+                return []
+
+            await world.manager.set_backends(source)
+        assert scope.cancelled_caught
+        assert ["a_echo"] == names(session) == names(await world.manager.create())
+
+
 async def test_a_backend_whose_fields_differ_is_exchanged(autojump_clock: MockClock) -> None:
     """Removed and added, while those that are the same stay connected."""
     async with managed(backends={"a": echo_backend(), "b": echo_backend()}) as world:

@@ -278,6 +278,8 @@ EQUIVALENT: Mapping[str, str] = {
     "Connection: False becomes True in `ended_unused: bool = attrs.field(default=False, init=False)`": (
         "Set by each error of `send_request`, and not read before."
     ),
+    "HeldStream.run: delete `self.is_running = False`": "As below.",
+    "HeldStream.run: False becomes True in `self.is_running = False`": "As below.",
     "StreamableSession.exchange: ignore `not stream.is_running` in `if stream is None or not stream.is_running:`": (
         "No answer comes by a stream that has ended, so that the two ways differ in speed only."
     ),
@@ -310,7 +312,6 @@ EQUIVALENT: Mapping[str, str] = {
     "tool_patterns: take all in `globs = sorted(name for name in names if not _GLOB_CHARACTERS.isdisjoint(name))`": (
         "As a glob, a name without its characters matches itself alone."
     ),
-    "<module>: 60.0 becomes 61.0 in `MOST_PAUSE = 60.0`": "A second more of a pause that is drawn.",
     "<module>: 512 becomes 513 in `AT_ONCE = 512`": "One name more in a step.",
     "<module>: 16 becomes 17 in `SIMPLE_AT_ONCE = 16 * AT_ONCE`": "512 plain names more in a step: 0.15 ms.",
     "<module>: 1 becomes 2 in `_TICK = timedelta(microseconds=1)`": "Any tick makes a mark differ.",

@@ -743,19 +743,24 @@ async def test_a_trial_without_a_call_may_find_the_session_lost(
         refusing.times = 0
         backend.fail("ping", fault, times=1)
         backend.fail("initialize", Delay(3), times=1)
-        await trio.sleep(10)
+        await trio.sleep(9.1)
         assert (BackendState.RECOVERING if is_believed else BackendState.READY) is state_of(session)
         assert is_believed is (await session.call_tool("a_echo")).backend_state_lost
         assert BackendState.READY is state_of(session)
         assert (1 + is_believed, 1) == (len(backend.received("initialize")), len(backend.received("ping")))
 
 
-async def test_words_in_a_trial_are_believed_once_a_minute(autojump_clock: MockClock) -> None:
-    """If they come again in the new session, the cause is something else."""
+@pytest.mark.parametrize(
+    ("fault", "sessions"), [(Status(404), (2, 3)), (Error(-32001, "Session not found"), (2, 2))], ids=str
+)
+async def test_words_in_a_trial_are_believed_once_a_minute(
+    fault: Any, sessions: tuple[int, ...], autojump_clock: MockClock
+) -> None:
+    """If they come again in the new session, the cause is something else. A status is always believed."""
     backend = echo_backend()
     async with open_away(backend, 10) as (session, refusing):
-        backend.fail("ping", Error(-32001, "Session not found"))
-        for initialized in (2, 2):
+        backend.fail("ping", fault)
+        for initialized in sessions:
             refusing.times = 0
             await trio.sleep(10)
             assert BackendState.READY is state_of(session)
@@ -793,6 +798,9 @@ async def test_what_a_client_of_ones_own_is_asked(era: Any, autojump_clock: Mock
             await trio.sleep(BACK_WITHIN)
             assert BackendState.DEGRADED is state_of(session, "b0")
             assert {"server/discover" if era == "modern" else "ping"} == {*client.methods}
+            client.on_request = trio.lowlevel.checkpoint
+            await trio.sleep(2 * BACK_WITHIN)
+            assert BackendState.READY is state_of(session, "b0")
 
 
 async def test_a_list_that_is_read_closes_the_circuit(autojump_clock: MockClock) -> None:

@@ -10,6 +10,7 @@ import pytest
 import trio
 from support.channels import EVERY_CHANNEL, EVERY_SHARED_CHANNEL, Channel
 from support.harness import ALICE, BOB, echo_backend, open_world
+from support.steps import counting_steps
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
@@ -305,23 +306,13 @@ async def test_another_choice_after_a_restore(autojump_clock: MockClock) -> None
         await restored.aclose()
 
 
-async def test_many_tools_are_chosen_in_steps(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize(("count", "pauses"), [(AT_ONCE - 1, 0), (AT_ONCE, 1), (3 * AT_ONCE, 3)])
+async def test_many_tools_are_chosen_in_steps(count: int, pauses: int, autojump_clock: MockClock) -> None:
     """Other tasks run meanwhile; without a choice the list stays the very same."""
-    known: dict[str, JSON] = {f"t{number}": {"name": f"t{number}"} for number in range(3 * AT_ONCE)}
-    steps = 0
-
-    async def count(task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:  # noqa: ASYNC114  # below
-        nonlocal steps
-        task_status.started()
-        while True:
-            await trio.lowlevel.checkpoint()
-            steps += 1
-
-    async with trio.open_nursery() as nursery:
-        await nursery.start(count)
+    known: dict[str, JSON] = {f"t{number}": {"name": f"t{number}"} for number in range(count)}
+    with counting_steps() as steps:
         offered = await offered_tools(Backend("b", "http://b.test", deny_tools=["*7"]), known)
-        assert steps >= 2
-        nursery.cancel_scope.cancel()
+    assert pauses == steps.count
     assert [name for name in known if not name.endswith("7")] == list(offered)
     assert known is await offered_tools(Backend("b", "http://b.test"), known)
 

@@ -166,13 +166,13 @@ async def test_a_backend_in_use_is_not_looked_at_all_the_time(
     async with channel.open_session(backend, configured={"stop_after": stop_after}) as session:
         with looks() as found:
             assert "rested" == (await session.call_tool("b_rest", {"seconds": 3})).content[0]["text"]
-        assert 1 <= found.count <= most
+        assert found.count <= most
         ended_at = trio.current_time()
         with looks() as found:
             await trio.sleep_until(ended_at + max(stop_after, 0.1) + 0.001)
             await wait_all_tasks_blocked()
         assert BackendState.STOPPED is state_of_b(session)
-        assert found.count <= 4
+        assert 1 <= found.count <= 4
 
 
 async def test_a_session_that_drains_stops_no_backend(autojump_clock: MockClock) -> None:
