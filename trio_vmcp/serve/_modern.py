@@ -178,9 +178,9 @@ def check_request(request: HttpRequest, message: Request) -> None:
         Refusal: The first rule that does not hold.
     """
     headers, params = request.headers, message.params
-    for name in _SINGLE:
-        if name in request.repeated:
-            raise Refusal(HEADER_MISMATCH, f"the header {name} is repeated", status=400)
+    if not request.repeated.isdisjoint(_SINGLE):
+        repeated = ", ".join(sorted(request.repeated.intersection(_SINGLE)))
+        raise Refusal(HEADER_MISMATCH, f"the header {repeated} is repeated", status=400)
     meta = check_meta(message)
     if headers.get("mcp-protocol-version") != meta[PROTOCOL_VERSION]:  # else there are no blanks to look for
         _require_same("mcp-protocol-version", _stripped(headers, "mcp-protocol-version"), meta[PROTOCOL_VERSION])

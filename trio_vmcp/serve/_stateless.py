@@ -70,9 +70,9 @@ class Stateless:
         # A client of this era is never asked by a request, so backends are told of no capability but its own.
         self._handlers = ClientHandlers(log=self._pass_log_message, log_level=None)
 
-    async def shared(self, identity: Identity | None) -> Session:
+    def shared(self, identity: Identity | None) -> Awaitable[Session]:
         """The session that all requests of a principal run on."""
-        return await opened(self._manager.shared(identity, handlers=self._handlers))
+        return opened(self._manager.shared(identity, handlers=self._handlers))
 
     async def answer(
         self,
