@@ -430,9 +430,9 @@ class BackendStatus:
         latency: Percentiles of the latest answers; None before the first answer.
         failing_since: From this moment on calls have failed to reach the backend, or its stream for changes, which was
             open before, could not be opened again, UTC; `last_failure` says why. None: the latest call was answered,
-            or the stream is open again. The first failures leave a connected backend READY, since the next call may
-            reach it: after five calls in a row the circuit opens, and the backend is DEGRADED and tried in the
-            background.
+            or the stream is open again, or the backend has refused it. The stream is asked for until then. The
+            first failures leave a connected backend READY, since the next call may reach it: after five calls in a row
+            the circuit opens, and the backend is DEGRADED and tried in the background.
     """
 
     backend_id: str

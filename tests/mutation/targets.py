@@ -260,7 +260,7 @@ EQUIVALENT: Mapping[str, str] = {
     "SessionOwner.shorten_drain: < becomes <= in `if deadline < self._drain.deadline:`": (
         "Two drains that end at the same instant: the message names the one limit or the other, and both hold."
     ),
-    "StreamBackoff._keep_trying: 1 becomes 2 in `self._fruitless = min(self._fruitless, MOST_FRUITLESS - 1)`": (
+    "StreamBackoff.keep_trying: 1 becomes 2 in `self._fruitless = min(self._fruitless, MOST_FRUITLESS - 1)`": (
         "The pace is the slowest already, and after an outage a stream that is refused is given up an attempt later."
     ),
     "HeldStream.note_ended: >= becomes > in `if trio.current_time() - opened_at >= HELD_LONG:`": "An instant.",

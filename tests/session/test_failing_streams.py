@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal
 
 import attrs
@@ -22,7 +23,7 @@ from trio_vmcp import (
     Session,
     open_session_factory,
 )
-from trio_vmcp._client.listening import HELD_LONG
+from trio_vmcp._client.listening import HELD_LONG, MAX_SILENCE
 from trio_vmcp._session.breaker import FAILURES_TO_OPEN
 from trio_vmcp._session.connecting import Events
 from trio_vmcp.testing import CONNECT, Disconnect, Exchange, Hang, Refuse, ScriptedBackend, Status
@@ -110,6 +111,85 @@ async def test_a_dead_backend_shows_with_its_stream(
         backend.heal()
         await session.call_tool("a_echo")
         assert session.backends["a"].failing_since is None
+
+
+@EVERY_HELD_STREAM
+@EVERY_WAY_TO_BE_AWAY
+@pytest.mark.parametrize("then", [None, Hang(), CutBeforeHead(20.0)], ids=["for hours", "then hang", "then cut late"])
+async def test_a_backend_that_shows_is_listened_to_again(
+    held: Held,
+    matches: str,
+    fault: Fault,
+    said: str,
+    reason: FailureReason,
+    then: Fault | None,
+    autojump_clock: MockClock,
+) -> None:
+    """However long it is away, and whatever its stream has met since: else an idle session would show it as failing
+    long after it is back. It is asked at the slowest pace.
+    """
+    backend = holding(held)
+    async with open_world({"a": backend}, settings=AWAKE) as world, world.open_session() as session:
+        await trio.sleep(10)
+        lose_stream(backend, held, matches, fault)
+        await trio.sleep(200)
+        since = session.backends["a"].failing_since
+        assert since is not None
+        if then is not None:
+            backend.heal()
+            backend.fail(held, then)
+        asked = len(streams(backend, held))
+        await trio.sleep(4 * QUARTER)
+        assert since == session.backends["a"].failing_since
+        assert len(streams(backend, held)) - asked <= 4 * QUARTER / (0.8 * AWAKE.reconnect_max_delay) + 1
+        backend.heal()
+        await trio.sleep(MAX_SILENCE + LONGEST)
+        assert (None, 1) == (session.backends["a"].failing_since, backend.listening)
+
+
+def elsewhere(request_id: int) -> Fault:
+    return Status(302, headers={"location": "http://elsewhere.test/"})
+
+
+def ending_at_once(request_id: int) -> Fault:
+    body = {"jsonrpc": "2.0", "id": request_id, "result": {"resultType": "complete"}}
+    return Status(200, json.dumps(body).encode(), {"content-type": "application/json"})
+
+
+def acknowledging_nothing(request_id: int) -> Fault:
+    params = {"notifications": {}, "_meta": {"io.modelcontextprotocol/subscriptionId": request_id}}
+    event = {"jsonrpc": "2.0", "method": "notifications/subscriptions/acknowledged", "params": params}
+    return Status(200, b"data: %s\n\n" % json.dumps(event).encode(), {"content-type": "text/event-stream"})
+
+
+@pytest.mark.parametrize(
+    ("held", "answer"),
+    [
+        ("GET", elsewhere),
+        ("subscriptions/listen", elsewhere),
+        ("subscriptions/listen", ending_at_once),
+        ("subscriptions/listen", acknowledging_nothing),
+    ],
+)
+async def test_a_backend_that_takes_its_stream_away_has_answered(
+    held: Held, answer: Callable[[int], Fault], autojump_clock: MockClock
+) -> None:
+    """It is not failing any more, and its stream is not asked for without an end."""
+    backend = holding(held)
+    async with open_world({"a": backend}, settings=AWAKE) as world, world.open_session() as session:
+        await trio.sleep(10)
+        lose_stream(backend, held, "stream", Disconnect(0))
+        await trio.sleep(5)
+        assert session.backends["a"].failing_since is not None
+        backend.heal()
+        (*_, last) = streams(backend, held)
+        rule = backend.fail(held, answer(int(last.request_id or 0) + 1))
+        await trio.sleep(5)
+        assert (1, None) == (rule.struck, session.backends["a"].failing_since)
+        await trio.sleep(QUARTER)
+        asked = len(streams(backend, held))
+        await trio.sleep(QUARTER)
+        assert asked == len(streams(backend, held))
 
 
 @EVERY_HELD_STREAM

@@ -87,20 +87,21 @@ class StreamBackoff:
         """An attempt failed with this error."""
         self.note_retry_after(error.retry_after)
         if isinstance(error, BackendUnavailable) and not error.may_have_executed:
-            self._keep_trying()
+            self.keep_trying()
 
     def note_status(self, status: int) -> None:
         """A stream that was open before was refused with this HTTP status."""
         if status in _FOR_NOW:
-            self._keep_trying()
+            self.keep_trying()
 
     def note_retry_after(self, seconds: float | None) -> None:
         """A refusal asked with `Retry-After` for this pause before the next attempt."""
         self._pause = max(self._pause, limited(seconds))
 
-    def _keep_trying(self) -> None:
+    def keep_trying(self) -> None:
         """The backend cannot be reached or does not offer the stream now, which is no verdict on the stream. Go on at
-        the slowest pace without an end, or the stream would stay closed after the backend is back.
+        the slowest pace without an end, or the stream would stay closed after the backend is back, and what was
+        reported of the backend would stay as well.
         """
         self._fruitless = min(self._fruitless, MOST_FRUITLESS - 1)
 
@@ -136,6 +137,7 @@ class HeldStream(abc.ABC):
     settled: trio.Event = attrs.field(factory=trio.Event, init=False, repr=False)
     is_running: bool = attrs.field(default=True, init=False)
     was_open: bool = attrs.field(default=False, init=False)
+    _is_away: bool = attrs.field(default=False, init=False)  # as was reported last
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
 
     def close(self) -> None:
@@ -154,6 +156,8 @@ class HeldStream(abc.ABC):
 
     async def _hold(self) -> None:
         while await self.open_once():
+            if self._is_away:
+                self.backoff.keep_trying()
             delay = self.backoff.next_delay()
             if delay is None:
                 self.listening = "ended"
@@ -180,13 +184,17 @@ class HeldStream(abc.ABC):
             return
         match error:
             case BackendRejected() if error.status in GATEWAY_STATUSES:
-                self._on_reached(error)
+                self._report(error)
             case BackendUnavailable() if not error.may_have_executed or trio.current_time() < asked_at + HELD_LONG:
-                self._on_reached(error)
+                self._report(error)
             case BackendUnavailable() | BackendTimeout():
                 pass
             case _:
-                self._on_reached(None)
+                self._report(None)
+
+    def _report(self, error: BackendError | None) -> None:
+        self._is_away = error is not None
+        self._on_reached(error)
 
     def note_ended(self, opened_at: float) -> None:
         """A stream has ended that was opened at this time."""

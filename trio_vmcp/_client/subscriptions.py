@@ -278,6 +278,8 @@ class _Subscription(HeldStream):
     def _judge(self, outcome: Answer | Refusal | None, asked_at: float) -> bool:
         """Whether to open another stream after this outcome."""
         if outcome is None or (isinstance(outcome, Answer) and isinstance(outcome.reply, Result)):
+            if outcome is not None:
+                self.note_attempt(asked_at, None)
             return not self._is_acknowledged or bool(self.honoured)
         self.problem = rejection(self.backend_id, LISTEN, outcome)
         self.note_attempt(asked_at, self.problem)
@@ -332,13 +334,14 @@ class _Subscription(HeldStream):
         again = self.listening == "retrying"
         self._acknowledging.deadline = math.inf
         self._is_acknowledged, self.honoured = True, honoured
+        self.was_open = self.was_open or bool(honoured)
+        self.note_attempt(trio.current_time(), None)
         if not honoured:
             return False
         if honoured != self.wanted:
             logger.info("backend %r: tells of changes of less than it was asked to", self._channel.backend_id)
-        self.listening, self.was_open = "open", True
+        self.listening = "open"
         self.settled.set()
-        self.note_attempt(trio.current_time(), None)
         if again:
             report_missed(self._on_event, honoured.kinds, honoured.uris)
         else:

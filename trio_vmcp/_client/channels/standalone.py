@@ -72,7 +72,8 @@ class StandaloneStream(HeldStream):
                 self._opened(asked_after)
                 self.note_attempt(asked_at, None)
                 await self._http.follow(reply, decoder, self._accept)
-        except BackendRejected:  # a redirect that is not followed
+        except BackendRejected as refused:  # a redirect that is not followed
+            self.note_attempt(asked_at, refused)
             return False
         except BackendError as error:
             self.backoff.note_error(error)
