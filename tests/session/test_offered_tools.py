@@ -306,13 +306,13 @@ async def test_another_choice_after_a_restore(autojump_clock: MockClock) -> None
         await restored.aclose()
 
 
-@pytest.mark.parametrize(("count", "pauses"), [(AT_ONCE - 1, 0), (AT_ONCE, 1), (3 * AT_ONCE, 3)])
-async def test_many_tools_are_chosen_in_steps(count: int, pauses: int, autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize(("pauses", "less"), [(1, 1), (1, 0), (3, 0)])
+async def test_many_tools_are_chosen_in_steps(pauses: int, less: int, autojump_clock: MockClock) -> None:
     """Other tasks run meanwhile; without a choice the list stays the very same."""
-    known: dict[str, JSON] = {f"t{number}": {"name": f"t{number}"} for number in range(count)}
+    known: dict[str, JSON] = {f"t{number}": {"name": f"t{number}"} for number in range(pauses * AT_ONCE - less)}
     with counting_steps() as steps:
         offered = await offered_tools(Backend("b", "http://b.test", deny_tools=["*7"]), known)
-    assert pauses == steps.count
+    assert pauses - less == steps.count
     assert [name for name in known if not name.endswith("7")] == list(offered)
     assert known is await offered_tools(Backend("b", "http://b.test"), known)
 

@@ -41,14 +41,17 @@ async def test_attempts_that_hang_hold_the_line_for_a_second_together(autojump_c
         await turns.hold_line(reported)
 
 
-async def test_a_first_failure_waits_the_first_delay(autojump_clock: MockClock) -> None:
-    """The turn is due then, and not before."""
-    reconnects = new_reconnects()
-    assert reconnects.is_due
-    reconnects.note_failure(FailureReason.UNREACHABLE, is_of_endpoint=True)
-    assert not reconnects.is_due
-    await reconnects.wait_turn()
-    assert reconnects.is_due
+@pytest.mark.parametrize("is_of_endpoint", [False, True])
+async def test_a_first_failure_waits_the_first_delay(is_of_endpoint: bool, autojump_clock: MockClock) -> None:
+    """The turn is due then, and not before; that of another principal likewise, if the failure is the endpoint's."""
+    endpoints = Endpoints(FIRST, LONGEST)
+    own, other = new_reconnects(endpoints, BOB), new_reconnects(endpoints)
+    assert own.is_due
+    own.note_failure(FailureReason.UNREACHABLE, is_of_endpoint=is_of_endpoint)
+    assert (False, not is_of_endpoint) == (own.is_due, other.is_due)
+    await own.wait_turn()
+    assert own.is_due
+    assert other.is_due
     assert trio.current_time() == FIRST
 
 
