@@ -32,7 +32,7 @@ from trio_vmcp._protocol.eras import Verdict, is_modern_error, judge
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Result
 from trio_vmcp._protocol.outcomes import Answer, Refusal
 from trio_vmcp.connector import BackendClient
-from trio_vmcp.testing import CONNECT, Delay, Error, Fault, Hang, Raw, Refuse, Reset, Rewrite, Status
+from trio_vmcp.testing import CONNECT, Delay, Disconnect, Error, Fault, Hang, Raw, Refuse, Reset, Rewrite, Status
 
 VERSION = "2026-07-28"
 MODERN, LEGACY, INCONCLUSIVE = Verdict.MODERN, Verdict.LEGACY, Verdict.INCONCLUSIVE
@@ -305,6 +305,17 @@ async def test_a_backend_that_became_legacy_is_found_out() -> None:
         assert "initialize" == backend.exchanges[seen].method
 
 
+async def test_a_question_that_breaks_explains_more_than_a_refusal(autojump_clock: MockClock) -> None:
+    """`server/discover` was not answered, `initialize` is refused, and then the connection is lost."""
+    backend = echo_backend("both")
+    backend.fail("server/discover", Hang(), times=1)
+    backend.fail("server/discover", Disconnect(0))
+    backend.fail("initialize", Status(400))
+    async with open_scripted(backend) as bench:
+        with pytest.raises(BackendUnavailable, match="closed the connection"):
+            await bench.connect()
+
+
 async def test_contradictions_end(autojump_clock: MockClock) -> None:
     """A server that refuses each era and points to the other gets a few requests, and the session an error."""
     backend = echo_backend("both")
@@ -360,10 +371,11 @@ async def test_capabilities_that_are_no_object_are_an_error() -> None:
 # The cache
 
 
-async def test_sessions_that_connect_together_share_one_probe(autojump_clock: MockClock) -> None:
-    """Of ten at once one probes, and nine wait for its verdict."""
+@pytest.mark.parametrize("answer", [Status(404), Hang()], ids=str)
+async def test_sessions_that_connect_together_share_one_probe(answer: Fault, autojump_clock: MockClock) -> None:
+    """Of ten at once one probes, and nine wait for its verdict. Silence is shared, too."""
     backend = echo_backend("both")
-    backend.fail("server/discover", Status(404))
+    backend.fail("server/discover", answer)
     backend.latency = 1
     async with open_scripted(backend) as bench, trio.open_nursery() as nursery:
         for _ in range(10):

@@ -280,7 +280,6 @@ class Probe:
             return client
         if adopted is None:
             raise unasked or failure
-        self._opening.discard_handshake(adopted)
         return adopted
 
     async def _greet(self, verdict: Verdict | None) -> BackendClient:
@@ -339,8 +338,9 @@ class Probe:
         return self._adopt(await self._ask_again())
 
     def _adopt(self, verdict: Verdict | None) -> BackendClient | None:
-        if verdict is not Verdict.MODERN or self._discovered is None:
+        if verdict is not Verdict.MODERN:
             return None
+        assert self._discovered is not None
         self._opening.stateless.adopt(self._discovered)
         return self._opening.stateless
 
