@@ -9,7 +9,7 @@ import pytest
 from support.leaks import WATCH
 
 PLANTED = """
-import os, socket
+import os, socket, time
 import pytest, trio
 
 kept = []
@@ -23,6 +23,10 @@ async def test_clean(nursery):
     async with trio.CapacityLimiter(1):
         with open(os.devnull):
             assert [1, 2] == [item async for item in items()]
+
+async def test_a_thread_that_is_given_up_ends():
+    with trio.move_on_after(0.01):
+        await trio.to_thread.run_sync(time.sleep, 0.1, abandon_on_cancel=True)
 
 async def test_task():
     trio.lowlevel.spawn_system_task(trio.sleep_forever, name="the stray one")
@@ -94,4 +98,4 @@ def test_whatever_a_test_leaves_behind_is_an_error(pytester: pytest.Pytester) ->
     }
     assert set(expected) == set(left)
     assert {} == {name: words for name, words in left.items() if not re.fullmatch(expected[name], words)}
-    result.assert_outcomes(passed=len(expected) + 1, failed=1, errors=len(expected))
+    result.assert_outcomes(passed=len(expected) + 2, failed=1, errors=len(expected))

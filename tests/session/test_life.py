@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 from trio_vmcp import SessionState
 from trio_vmcp._session.life import TRANSITIONS, Life, Phase
@@ -86,4 +86,7 @@ async def test_a_waiter_wakes_in_its_phase_or_a_later_one(awaited: Phase, phase:
             life.to(step)
         await wait_all_tasks_blocked()
         assert woken is (awaited <= phase)
+        if woken:
+            with assert_checkpoints():
+                await life.reached(awaited)
         nursery.cancel_scope.cancel()
