@@ -181,10 +181,11 @@ async def command(urls: list[str]) -> AsyncIterator[Gateway]:
         assert process.stdout
         try:
             async with asyncio.timeout(START_TIMEOUT):
-                async for line in process.stdout:
+                listens, url = "", ""
+                while not listens:
+                    line = await process.stdout.readline()
+                    assert line, "the command has ended"
                     _, listens, url = line.decode().strip().partition(LISTENING)
-                    if listens:
-                        break
             yield Gateway([url], [f"b{at}_{TOOL}" for at in range(len(urls))], process.pid)
         finally:
             with suppress(ProcessLookupError):
