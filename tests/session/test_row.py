@@ -23,6 +23,7 @@ from trio_vmcp import (
 )
 from trio_vmcp._session.row import RowContents, SessionRow, load_row, new_row
 from trio_vmcp._session.row_storage import RowStorage
+from trio_vmcp._session.stored_row import MOST_UNANSWERED
 from trio_vmcp.routing import Bindings
 
 RECORD = BackendRecord("a", "sid", "legacy", "2025-11-25", {"tools": {}}, "digest")
@@ -75,6 +76,30 @@ async def test_a_write_without_an_answer_is_no_conflict_with_the_next(
     await row.write(then)
     (stored,) = await storage.rows()
     assert (then[0], 3) == (stored.backends, stored.version)
+
+
+async def test_a_write_without_an_answer_is_known_after_a_long_outage(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The storage took a row and was then away for many writes: the row is no other instance's, and what has changed
+    since is written.
+    """
+    storage = ScriptedStorage()
+    row = row_in(storage)
+    await row.write(FIRST)
+    storage.after["replace"] = answers_late
+    with pytest.raises(StorageError):
+        await row.write(SECOND)
+    storage.before = dict.fromkeys(("load", "replace"), answers_late)
+    contents: RowContents = ((attrs.evolve(RECORD, session_id="third"),), FIRST[1])
+    for _ in range(2 * MOST_UNANSWERED):
+        with pytest.raises(StorageError):
+            await row.write(contents)
+    storage.before, storage.after = {}, {}
+    await row.write(contents)
+    (stored,) = await storage.rows()
+    assert contents[0] == stored.backends
+    assert "was taken over by another instance" not in caplog.text
 
 
 @pytest.mark.parametrize(

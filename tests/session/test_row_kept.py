@@ -210,7 +210,7 @@ async def test_a_write_that_fails_is_repeated_in_time(autojump_clock: MockClock,
     assert {"create": 1, "replace": 1} == kept.storage.calls
     await trio.sleep(4)
     assert kept.row.is_saved
-    assert {"create": 1, "replace": 2, "touch": 1} == kept.storage.calls
+    assert {"create": 1, "replace": 2, "touch": 1, "load": 1} == kept.storage.calls
 
 
 async def test_a_session_that_is_terminated_elsewhere_is_kept_no_more(autojump_clock: MockClock, kept: Kept) -> None:
