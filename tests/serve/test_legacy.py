@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -601,6 +602,61 @@ async def test_a_body_that_does_not_end_is_refused(autojump_clock: MockClock) ->
         await world.app(scope, receive, send)
         assert 408 == received.status
         assert 60 == trio.current_time()
+
+
+async def test_a_body_that_ends_as_its_time_does_has_an_answer(autojump_clock: MockClock) -> None:
+    """The last piece comes in the step in which the time is over, before or after it: no client is left without a
+    response.
+    """
+    async with front_world() as world:
+        replies = [Received() for _ in range(8)]  # tasks of one step run in any order
+        params = {"protocolVersion": LEGACY, "capabilities": {}, "clientInfo": {"name": "t"}}
+        whole = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": params}).encode()
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/mcp", "headers": headers}
+
+        async def post(received: Received) -> None:
+            send_piece, pieces = trio.open_memory_channel[bytes](0)
+
+            async def receive() -> JSON:
+                piece = await pieces.receive()
+                return {"type": "http.request", "body": piece, "more_body": not piece}
+
+            async def send(message: JSON) -> None:
+                received.take(message)
+
+            world.nursery.start_soon(world.app, scope, receive, send)
+            await send_piece.send(b"")
+            await trio.sleep_until(60)
+            with suppress(trio.WouldBlock):
+                send_piece.send_nowait(whole)
+
+        for received in replies:
+            world.nursery.start_soon(post, received)
+            await wait_all_tasks_blocked()
+        await trio.sleep(61)
+        assert {200, 408} >= {received.status for received in replies}
+        world.nursery.cancel_scope.cancel()
+
+
+async def test_requests_after_the_end_of_the_manager_are_refused(autojump_clock: MockClock) -> None:
+    """Each one at once, also if its body does not end: there is no task that would look for that."""
+    async with front_world() as world:
+        app = world.app
+
+    async def receive() -> JSON:
+        await trio.sleep_forever()
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    for _ in range(2):
+        received = Received()
+
+        async def send(message: JSON, received: Received = received) -> None:
+            received.take(message)
+
+        await app({"type": "http", "method": "POST", "path": "/mcp", "headers": headers}, receive, send)
+        assert 503 == received.status
+    assert 0 == trio.current_time()
 
 
 async def test_pages_of_an_allowed_origin_may_read_replies(autojump_clock: MockClock) -> None:

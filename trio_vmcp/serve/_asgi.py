@@ -45,7 +45,7 @@ class HttpRequest:
         repeated: The names that were sent more than once.
         scope: Of all that is done for the request. Cancelled if the body takes too long, and when nothing more can be
             done for it: one scope for both, since each takes as long as the parse of a short body.
-        has_body: The body was read whole.
+        is_late: It is cancelled since its body takes too long.
     """
 
     verb: str
@@ -54,7 +54,7 @@ class HttpRequest:
     repeated: frozenset[str]
     _receive: Receive = attrs.field(alias="receive", repr=False)
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
-    has_body: bool = attrs.field(default=False, init=False)
+    is_late: bool = attrs.field(default=False, init=False)
 
     @classmethod
     def of(cls, scope: Mapping[str, Any], receive: Receive) -> HttpRequest:
@@ -82,7 +82,8 @@ class HttpRequest:
         if length.isascii() and length.isdigit() and len(length) < 20 and int(length) > most:
             raise BodyTooLarge
         pieces: list[bytes] = []
-        while not self.has_body:
+        is_whole = False
+        while not is_whole:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone
@@ -91,7 +92,7 @@ class HttpRequest:
             if most < 0:
                 raise BodyTooLarge
             pieces.append(piece)
-            self.has_body = not message.get("more_body", False)
+            is_whole = not message.get("more_body", False)
         return b"".join(pieces)
 
     async def wait_gone(self) -> None:

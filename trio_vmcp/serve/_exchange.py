@@ -174,21 +174,28 @@ class Exchanges:
     async def read_body(self, request: HttpRequest, most: int) -> bytes:
         """`HttpRequest.read_body`; the request is cancelled if that takes over `BODY_TIMEOUT`. A deadline of its scope
         would take longer to set than the body to read.
+
+        Raises:
+            SessionClosed: The manager has ended.
+            BodyTooLarge, ClientGone: As `HttpRequest.read_body`.
         """
-        self._reading[request] = trio.current_time()
         self._look_for_long()
+        self._reading[request] = trio.current_time()
         try:
-            return await request.read_body(most)
+            body = await request.read_body(most)
         finally:
             del self._reading[request]
+        if request.is_late:  # cancelled in the step in which the body ended: end here, not in the middle of the work
+            await trio.lowlevel.checkpoint()
+        return body
 
     def discard(self, exchange: HttpExchange) -> None:
         del self._by_mark[exchange.mark]
 
     def _look_for_long(self) -> None:
         if not self._is_looking:
-            self._is_looking = True
             self._start_task(self._look)
+            self._is_looking = True
 
     async def _look(self) -> None:
         try:
@@ -202,6 +209,7 @@ class Exchanges:
                 for request, begun_at in self._reading.items():
                     if begun_at > now - BODY_TIMEOUT:
                         break
+                    request.is_late = True
                     request.scope.cancel(reason="the body takes too long")
         finally:
             self._is_looking = False

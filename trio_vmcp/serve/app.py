@@ -16,7 +16,7 @@ from trio_vmcp._nursery import describe_crash
 from trio_vmcp._protocol.eras import is_modern_version
 from trio_vmcp._protocol.jsonrpc import Message, Notification, Request
 from trio_vmcp._protocol.methods import INITIALIZE
-from trio_vmcp.errors import VmcpError
+from trio_vmcp.errors import SessionClosed, VmcpError
 from trio_vmcp.identity import Identity
 from trio_vmcp.manager import SessionManager
 from trio_vmcp.serve._asgi import (
@@ -133,7 +133,7 @@ class Front:
         try:
             with request.scope:
                 await self._route(request, reply)
-            if request.scope.cancelled_caught and not request.has_body:
+            if request.scope.cancelled_caught and request.is_late:
                 raise Refusal(INVALID_REQUEST, f"the body took over {BODY_TIMEOUT:g} s", status=408)
         except ClientGone:
             pass
@@ -251,7 +251,7 @@ class Front:
 
     def _require_open(self) -> None:
         if self.is_draining:
-            raise Refusal(UNAVAILABLE, "the server shuts down", status=503, headers=((b"retry-after", b"1"),))
+            raise _shuts_down()
 
     async def _read(self, request: HttpRequest, identity: Identity | None, body: bytes) -> Message | list[bytes]:
         """The message in a body, or those of a batch. Of each principal one that takes long to read is read at a time:
@@ -274,6 +274,8 @@ class Front:
         except BodyTooLarge:
             limit = self._settings.max_body_bytes
             raise Refusal(INVALID_REQUEST, f"the body is over {limit} bytes (max_body_bytes)", status=413) from None
+        except SessionClosed:  # the manager has ended, and so has what bounds the time of a body
+            raise _shuts_down() from None
         message = await self._read(request, identity, body)
         if isinstance(message, list):
             self._require_open()
@@ -325,6 +327,10 @@ def is_of_modern_era(message: Message, request: HttpRequest) -> bool:
         if message.method == INITIALIZE:
             return False
     return is_modern_version(request.headers.get("mcp-protocol-version"))
+
+
+def _shuts_down() -> Refusal:
+    return Refusal(UNAVAILABLE, "the server shuts down", status=503, headers=((b"retry-after", b"1"),))
 
 
 def _unverifiable(seconds: float) -> Refusal:
