@@ -18,7 +18,15 @@ from support.spoiled import EVERY_SPOILED, Spoil, spoil
 from support.sqlite_storage import SqliteStorage
 from trio.testing import MockClock
 
-from trio_vmcp import FactorySettings, LocalStorage, ManagerSettings, SessionManager, Storage, StorageError
+from trio_vmcp import (
+    FactorySettings,
+    LocalStorage,
+    ManagerSettings,
+    SessionManager,
+    Storage,
+    StorageError,
+    metadata_from_json,
+)
 
 SHARED = FactorySettings(identity_keys=(b"k" * 32,), on_exit="suspend")
 SLEEPY = ManagerSettings(hibernate_after=60)
@@ -92,6 +100,30 @@ async def test_a_client_keeps_a_session_whose_row_cannot_be_fetched(
         assert 503 == (await client.ask("ping")).status
         scripted.before.clear()
         assert 200 == (await client.ask("ping")).status
+
+
+@pytest.mark.parametrize("error", [StorageError("bad row"), KeyError("row")], ids=["StorageError", "KeyError"])
+@pytest.mark.parametrize("is_caused", [True, False], ids=["caused", "not caused"])
+async def test_a_storage_with_an_error_of_its_own_for_such_a_row(
+    error: Exception, is_caused: bool, autojump_clock: MockClock
+) -> None:
+    """404, if it was raised from the error of `metadata_from_json`. From the error alone it cannot be told that the
+    storage is not away: 503.
+    """
+
+    async def fail() -> None:
+        try:
+            metadata_from_json(b"{")
+        except StorageError as unreadable:
+            raise error from (unreadable if is_caused else None)
+
+    scripted = ScriptedStorage()
+    async with front_world(storage=scripted, factory=SHARED) as one:
+        client = await one.initialize()
+    async with front_world(storage=scripted, factory=SHARED) as two:
+        client = LegacyClient(two, client.session_id, {})
+        scripted.before["load"] = fail
+        assert (404 if is_caused else 503) == (await client.ask("ping")).status
 
 
 async def test_a_session_that_sleeps_in_such_a_row_does_not_wake(storage: Storage, autojump_clock: MockClock) -> None:

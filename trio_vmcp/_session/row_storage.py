@@ -36,6 +36,7 @@ _ANSWERS: dict[str, tuple[type[VmcpError], ...]] = {
     "delete": _FENCED,
 }
 
+MOST_CAUSES = 10  # one behind the other; they may be a ring
 # Steps of the loop, within which a storage that can be cancelled unwinds: no task of its own outlives the session.
 MOST_UNWINDING = 30
 
@@ -111,6 +112,19 @@ def _takes_version(method: Callable[..., Any]) -> bool:
         return True
     kinds = {parameter.kind for parameter in parameters.values()}
     return "expected_version" in parameters or inspect.Parameter.VAR_KEYWORD in kinds
+
+
+def _unreadable_behind(error: BaseException) -> UnreadableMetadata | None:
+    """What made a storage raise its own error for a row that cannot be read, if the storage says so with `from`. From
+    the error alone it cannot be told that the storage is not away, and then the session must not be lost.
+    """
+    for _ in range(MOST_CAUSES):
+        if error.__cause__ is None:
+            return None
+        error = error.__cause__
+        if isinstance(error, UnreadableMetadata):
+            return error
+    return None
 
 
 @attrs.define(eq=False)
@@ -196,8 +210,12 @@ class RowStorage:
             failure = f"the storage did not {step} the session within {self._timeout} s (storage_timeout)"
             raise StorageError(failure) from exc
         except Exception as exc:
-            is_failure = isinstance(exc, StorageError) and not isinstance(exc, MetadataConflict)
-            if is_failure or isinstance(exc, _ANSWERS[step]):
+            if isinstance(exc, (UnreadableMetadata, *_ANSWERS[step])):
+                raise
+            unreadable = _unreadable_behind(exc)
+            if unreadable is not None:
+                raise UnreadableMetadata(unreadable.detail) from exc
+            if isinstance(exc, StorageError) and not isinstance(exc, MetadataConflict):
                 raise
             raise StorageError(f"the storage failed to {step} the session: {type(exc).__name__}") from exc
 

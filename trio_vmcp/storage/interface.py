@@ -19,6 +19,10 @@ class Storage(Protocol):
     or holds a row that cannot be read; errors of a storage's own client must not come through. A method that is
     cancelled, or fails with StorageError, may have had its effect.
 
+    A row that cannot be read is UnreadableMetadata, the StorageError that `metadata_from_json` raises: let it through,
+    or raise another error `from` it. After any other StorageError the storage counts as away, so that the front answers
+    503 and clients come back to the same session, for ever if its row is the reason.
+
     Each operation is one atomic step: of two that expect the same version, one has its effect. A method should end soon
     when it is cancelled. One that cannot (a file or database in a thread) is left behind after `storage_timeout`, and
     may have its effect later. `trio_vmcp.testing.storage_contract` checks all of this.
@@ -42,6 +46,7 @@ class Storage(Protocol):
 
         Raises:
             SessionNotFound: The id has no row, or no longer has one.
+            UnreadableMetadata: The row is corrupt, or of another release (`trio_vmcp.metadata`).
         """
         ...
 
