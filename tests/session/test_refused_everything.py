@@ -119,6 +119,20 @@ async def test_a_ping_that_is_not_refused_leaves_the_session(answer: Any, autoju
         assert "a" in session.backend_sessions
 
 
+async def test_a_ping_makes_no_timeout_of_a_refusal(autojump_clock: MockClock) -> None:
+    """The refused call has a short timeout, and ends in what it was answered: the ping has half of what is left."""
+    backend = three_tools()
+    async with open_world({"a": backend}) as world, world.open_session() as session:
+        backend.fail("tools/call", Error(-32000, "no"))
+        backend.fail("ping", Hang())
+        await trio.sleep(100)
+        await refused(session, "echo", "second")
+        with pytest.raises(BackendRejected, match="no"):
+            await session.call_tool("a_third", timeout=2)
+        assert 101 == trio.current_time()
+        assert 1 == pings(backend)
+
+
 @pytest.mark.parametrize("fault", [*TELLS_NOTHING, Status(503), Refuse()], ids=str)
 async def test_refusals_of_another_kind_are_not_counted(fault: Any, autojump_clock: MockClock) -> None:
     """Of the credentials, the size, the pace or the method; or from a gateway."""

@@ -46,7 +46,7 @@ _GONE = (404, 410)
 _MAY_SAY_GONE = (400, 404, 410)
 # Statuses that go with words about the session, and prove that a call did not run.
 _DID_NOT_RUN = frozenset({400, 401, 404, 409, 410, 422})
-PING_TIMEOUT = 5.0  # s; the call that was refused waits for it
+PING_TIMEOUT = 5.0  # s at most; the call that was refused waits for it
 RETRY = 1.0  # s between a broken stream and the GET that resumes it, unless the server asks for another delay
 MOST_RESUMPTIONS = 5  # in a row that bring no new event id
 # s that a request waits for the stream by which the backend may ask a question: a question before the stream is open is
@@ -311,7 +311,9 @@ class StreamableSession(Streamable):
         self._refusals.reset()
         ping = Ask(next(self.ids), PING, {}, ask.identity, ignore_other, RequestNote())
         data = ping.encode()
-        with suppress(BackendError), trio.move_on_after(PING_TIMEOUT):
+        # Half of the time that the call has left: the refusal is here, and must not become a timeout of the call.
+        left = trio.current_effective_deadline() - trio.current_time()
+        with suppress(BackendError), trio.move_on_after(min(PING_TIMEOUT, left / 2)):
             async with self.link.exchange(
                 "POST", self._session_headers, data, identity=ask.identity, limited=False
             ) as reply:
