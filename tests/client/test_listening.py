@@ -92,6 +92,17 @@ def test_attempts_come_at_doubled_intervals_and_end() -> None:
     assert len({delay / wanted for wanted, delay in zip(expected, delays, strict=True)}) > 5  # the pauses are random
 
 
+@pytest.mark.parametrize("was_sent", [False, True])
+def test_a_backend_that_takes_no_connection_is_asked_for_ever(was_sent: bool) -> None:
+    """That is no verdict on the stream, also if the stream was never open; a connection that breaks is."""
+    backoff = StreamBackoff(0.5, 60)
+    delays: list[float | None] = []
+    for _ in range(30):
+        backoff.note_error(BackendUnavailable("b", "is away", may_have_executed=was_sent))
+        delays.append(backoff.next_delay())
+    assert was_sent is (None in delays)
+
+
 def test_a_reward_makes_patience_new() -> None:
     """After a useful message the pauses begin anew."""
     backoff = StreamBackoff(0.5, 60)
