@@ -260,6 +260,30 @@ async def test_clients_are_told_where_to_get_a_token(audience: str, path: str, a
         assert ("?x=1" in audience) == ("?x=1" in challenge)
 
 
+@pytest.mark.parametrize("before", ["", "/proxy"], ids=["at the root", "below a path"])
+@pytest.mark.parametrize("passes_all", [True, False], ids=["whole path", "rest of it"])
+@pytest.mark.parametrize("behind", ["", "/", "/tools/mcp"])
+async def test_a_mounted_application_is_told_of_at_the_root(
+    before: str, passes_all: bool, behind: str, autojump_clock: MockClock
+) -> None:
+    """Mounted at the well-known path of the host, too, where the url of a resource with a path is (RFC 9728 §3.1), it
+    serves nothing else there.
+    """
+    authenticator = jwt_authenticator(audience="https://example.org/tools/mcp")
+    async with front_world(authenticator=authenticator) as world:
+
+        async def get(rest: str) -> Received:
+            return await world.request("GET", path=world.root_path + rest if passes_all else rest)
+
+        world.root_path = before + WELL_KNOWN
+        reply = await get(behind)
+        assert (200, "https://example.org/tools/mcp") == (reply.status, reply.json["resource"])
+        assert [404, 404] == [(await get("/other")).status, (await get("/healthz")).status]
+        world.root_path = f"{before}/tools"
+        reply = await get("/mcp")
+        assert f"https://example.org{WELL_KNOWN}/tools/mcp" in reply.headers["www-authenticate"]
+
+
 @pytest.mark.parametrize(
     "audience",
     ["tools", "urn:tools", "https://", "https://a:b@tools", "https://tools/#x", 'https://tools/"', "http://["],

@@ -119,13 +119,18 @@ class Received:
 
 @attrs.define(eq=False)
 class FrontWorld:
-    """A front over a network of backends. The first of them is "a"."""
+    """A front over a network of backends. The first of them is "a".
+
+    Attributes:
+        root_path: Where it is mounted, as a server says it from now on.
+    """
 
     app: Front
     manager: SessionManager
     network: MemoryNetwork
     backends: dict[str, ScriptedBackend]
     nursery: trio.Nursery
+    root_path: str = attrs.field(default="", init=False)
 
     def start(self, verb: str, body: bytes = b"", headers: HeadersGiven = (), path: str = "/mcp") -> Received:
         """Send a request, without waiting for its reply."""
@@ -154,6 +159,7 @@ class FrontWorld:
             "type": "http",
             "method": verb,
             "path": path,
+            "root_path": self.root_path,
             "scheme": "http",
             "headers": [(name.encode(), value.encode()) for name, value in pairs],
         }

@@ -39,6 +39,12 @@ class ProtectedResource:
             return challenge
         return f'{scheme} {parameters}{", " if parameters.strip() else ""}resource_metadata="{self.url}"'
 
+    def path_on_host(self, root_path: str, path: str) -> str:
+        """The path of a request as `paths` has it, where the application is mounted at the well-known path and `path`
+        is the rest; mounted elsewhere, the path as it is.
+        """
+        return (WELL_KNOWN + path).rstrip("/") if root_path.rstrip("/").endswith(WELL_KNOWN) else path
+
 
 def protected_resource(metadata: Mapping[str, Any] | None, path: str) -> ProtectedResource | None:
     """

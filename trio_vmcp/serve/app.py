@@ -76,7 +76,15 @@ def asgi_app(
     `/.well-known/oauth-protected-resource`, alone and followed by the path of the endpoint, without credentials.
 
     It needs no lifespan events: its tasks live in the manager's nursery. Run it by a server on Trio, alone or mounted
-    under another application.
+    under another application. Clients look for `resource_metadata` at the root of the host, with the path of the
+    resource behind the well-known path (RFC 9728 §3.1), which an application below `/tools` does not see. Mount the
+    same application there, too; with Starlette:
+
+    ```python
+    tools = asgi_app(manager, settings=settings, authenticator=authenticator)  # audience="https://example.org/tools/mcp"
+    metadata = Mount("/.well-known/oauth-protected-resource", app=tools)
+    application = Starlette(routes=[metadata, Mount("/tools", app=tools)])
+    ```
 
     Args:
         manager: Of `open_session_manager`; it must outlive the application.
@@ -130,6 +138,8 @@ class Front:
             await _answer_other(scope["type"], receive, send)
             return
         request, reply = HttpRequest.of(scope, receive), HttpReply(send, is_to_head=scope["method"] == "HEAD")
+        if self._resource is not None and scope.get("root_path"):
+            request.path = self._resource.path_on_host(scope["root_path"], request.path)
         try:
             with request.scope:
                 await self._route(request, reply)
