@@ -257,15 +257,14 @@ class Probe:
         """
         adopted: BackendClient | None = None
         client: BackendClient | None = None
-        unasked: Exception | None = None
-        failure: Exception = refused
+        errors: list[Exception] = []  # that of the question first
 
         async def ask() -> None:
-            nonlocal adopted, unasked
+            nonlocal adopted
             try:
                 adopted = await self._try_modern()
             except Exception as error:  # noqa: BLE001  # raised below: the nursery would group it
-                unasked = error
+                errors.insert(0, error)
             if adopted is not None:
                 nursery.cancel_scope.cancel(reason="the backend speaks the stateless era")
 
@@ -275,11 +274,11 @@ class Probe:
                 client = await self._opening.fall_back(refused)
                 nursery.cancel_scope.cancel(reason="the backend was connected in another way")
             except Exception as error:  # noqa: BLE001  # likewise
-                failure = error
+                errors.append(error)
         if client is not None:
             return client
         if adopted is None:
-            raise unasked or failure
+            raise errors[0]
         return adopted
 
     async def _greet(self, verdict: Verdict | None) -> BackendClient:
