@@ -4,16 +4,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 import trio
 from support.clients import streamed
 from support.harness import echo_backend, open_world
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_vmcp import BackendError, BackendRejected, FactorySettings, Session
+from trio_vmcp import Backend, BackendError, BackendRejected, FactorySettings, Session, open_session_factory
 from trio_vmcp.testing import Disconnect, Error, Exchange, Hang, Refuse, ScriptedBackend, Status
 
 # What servers answer to requests of a session that they do not know; whether a tool call did not run then.
@@ -131,6 +133,32 @@ async def test_a_ping_makes_no_timeout_of_a_refusal(autojump_clock: MockClock) -
             await session.call_tool("a_third", timeout=2)
         assert 101 == trio.current_time()
         assert 1 == pings(backend)
+
+
+async def test_a_call_that_gives_up_as_it_is_refused_is_cancelled(autojump_clock: MockClock) -> None:
+    """The third refusal comes in the step in which the caller is cancelled: there is no time left for a ping."""
+    results = {
+        "initialize": {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": {"name": "a"}},
+        "tools/list": {"tools": [{"name": name, "inputSchema": {}} for name in ("first", "second", "third")]},
+    }
+    scope = trio.CancelScope()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        message = json.loads(request.content or b"{}")
+        if message.get("params", {}).get("name") == "third":
+            scope.cancel()
+        if message.get("method") not in results:
+            return httpx.Response(400)
+        reply = {"jsonrpc": "2.0", "id": message["id"], "result": results[message["method"]]}
+        return httpx.Response(200, json=reply, headers={"mcp-session-id": "s"})
+
+    configured = [Backend(id="a", url="http://a.test/mcp", era="legacy")]
+    async with open_session_factory(transport=httpx.MockTransport(answer)) as factory:
+        async with factory.open_session(configured) as session:
+            await refused(session, "first", "second")
+            with scope:
+                await session.call_tool("a_third")
+            assert scope.cancelled_caught
 
 
 @pytest.mark.parametrize("fault", [*TELLS_NOTHING, Status(503), Refuse()], ids=str)

@@ -311,9 +311,10 @@ class StreamableSession(Streamable):
         self._refusals.reset()
         ping = Ask(next(self.ids), PING, {}, ask.identity, ignore_other, RequestNote())
         data = ping.encode()
-        # Half of the time that the call has left: the refusal is here, and must not become a timeout of the call.
-        left = trio.current_effective_deadline() - trio.current_time()
-        with suppress(BackendError), trio.move_on_after(min(PING_TIMEOUT, left / 2)):
+        # Half of the time that the call has left: the refusal is here, and must not become a timeout of the call. The
+        # deadline of a call that is cancelled is in the past.
+        now, ends_at = trio.current_time(), trio.current_effective_deadline()
+        with suppress(BackendError), trio.move_on_at(min(now + PING_TIMEOUT, (now + ends_at) / 2)):
             async with self.link.exchange(
                 "POST", self._session_headers, data, identity=ask.identity, limited=False
             ) as reply:
