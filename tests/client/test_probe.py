@@ -305,14 +305,25 @@ async def test_a_backend_that_became_legacy_is_found_out() -> None:
         assert "initialize" == backend.exchanges[seen].method
 
 
-async def test_a_question_that_breaks_explains_more_than_a_refusal(autojump_clock: MockClock) -> None:
-    """`server/discover` was not answered, `initialize` is refused, and then the connection is lost."""
-    backend = echo_backend("both")
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        (Disconnect(0), "closed the connection"),
+        (Error(-32022, "no", {"supported": [VERSION]}, status=400), "rejected 'server/discover'"),  # asked twice
+    ],
+)
+async def test_a_question_that_fails_explains_more_than_a_refusal(
+    fault: Fault, text: str, autojump_clock: MockClock
+) -> None:
+    """`server/discover` was not answered, `initialize` is refused, and the second question fails before HTTP+SSE does,
+    or after it.
+    """
+    backend = echo_backend("both", latency=0.1)
     backend.fail("server/discover", Hang(), times=1)
-    backend.fail("server/discover", Disconnect(0))
+    backend.fail("server/discover", fault)
     backend.fail("initialize", Status(400))
     async with open_scripted(backend) as bench:
-        with pytest.raises(BackendUnavailable, match="closed the connection"):
+        with pytest.raises((BackendUnavailable, BackendRejected), match=text):
             await bench.connect()
 
 
