@@ -4,6 +4,8 @@ stops all tasks, and takes 10 ms for 60,000 objects.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -14,6 +16,9 @@ from support.harness import NO_RETRIES, echo_backend, open_world
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import Session, ToolNotFound, open_session_factory
+from trio_vmcp._client.http.connection_limit import ConnectionSlot
+from trio_vmcp._nursery import start_task
+from trio_vmcp._request_note import RequestNote
 from trio_vmcp.testing import CONNECT, Refuse
 
 
@@ -52,6 +57,37 @@ async def test_a_session_that_has_ended_leaves_no_reference_cycle(
                 del session
         await wait_all_tasks_blocked()
     assert {} == garbage
+
+
+@EVERY_ANSWER
+async def test_an_idle_connection_keeps_nothing_of_how_it_was_made(channel: Channel, autojump_clock: MockClock) -> None:
+    """A session may have many connections that wait for years: notes and slots of the requests that made them go."""
+    kinds = (RequestNote, ConnectionSlot)
+    async with channel.open_way(channel.backend()) as (transport, entry):
+        async with open_session_factory(transport=transport) as factory:
+            before = {id(each) for each in gc.get_objects() if type(each) in kinds}
+            async with factory.open_session([entry]):
+                await wait_all_tasks_blocked()
+                assert [] == [each for each in gc.get_objects() if type(each) in kinds and id(each) not in before]
+
+
+async def test_a_task_that_runs_for_long_keeps_no_argument_that_it_is_done_with() -> None:
+    """There are thousands of such tasks."""
+
+    class Argument: ...
+
+    async def run(argument: Argument) -> None:
+        del argument
+        await trio.sleep_forever()
+
+    argument = Argument()
+    kept = weakref.ref(argument)
+    async with trio.open_nursery() as nursery:
+        start_task(nursery, run, argument)
+        del argument
+        await wait_all_tasks_blocked()
+        assert kept() is None
+        nursery.cancel_scope.cancel()
 
 
 async def test_connections_that_were_replaced_or_failed_leave_no_reference_cycle(autojump_clock: MockClock) -> None:

@@ -170,12 +170,16 @@ class LineChannel(DuplexChannel):
                     self._queued = trio.Event()
                     await self._queued.wait()
                     continue
-                outgoing = self._queue.popleft()
-                if outgoing.note is not None:
-                    outgoing.note.written = True
-                await stream.send_all(outgoing.data + b"\n")
+                await stream.send_all(self._take_line())
         finally:
             await trio.aclose_forcefully(stream)
+
+    def _take_line(self) -> bytes:
+        """The next message. In a local of `write` it would be kept until there is another one, with its note."""
+        outgoing = self._queue.popleft()
+        if outgoing.note is not None:
+            outgoing.note.written = True
+        return outgoing.data + b"\n"
 
     async def read(self, stream: trio.abc.ReceiveStream) -> None:
         """Read messages until the stream ends or breaks.
