@@ -82,6 +82,7 @@ async def test_a_waiter_wakes_in_its_phase_or_a_later_one(awaited: Phase, phase:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
         for step in SHORTEST_WAYS[phase]:
             life.to(step)
         await wait_all_tasks_blocked()
