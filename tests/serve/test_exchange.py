@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+from typing import Any
+
 import pytest
 import trio
 from support.front import FrontWorld, Received, front_world, modern_request
 from support.garbage import keeping_garbage
 from trio.testing import MockClock
+
+from trio_vmcp.serve import ServeSettings
+from trio_vmcp.serve._asgi import HttpRequest
 
 EVERY_ERA = pytest.mark.parametrize("era", ["legacy", "modern"])
 CALL = {"name": "a_echo", "arguments": {"x": 1}}
@@ -51,3 +57,24 @@ async def test_a_request_leaves_no_reference_cycle(autojump_clock: MockClock, er
             else:
                 await world.post(*modern_request("tools/call", CALL))
         assert {} == garbage
+
+
+@pytest.mark.parametrize(("then", "status"), [({"type": "http.disconnect"}, 0), ({"body": b"x" * 9}, 413)], ids=str)
+async def test_a_body_that_does_not_come_whole_leaves_nothing(
+    then: dict[str, Any], status: int, autojump_clock: MockClock
+) -> None:
+    """The client leaves, or sends too much: no task looks for this request any more, and nothing keeps it."""
+    async with front_world(settings=ServeSettings(max_body_bytes=8)) as world:
+        received, messages = Received(), [then, {"more_body": True}]
+
+        async def receive() -> dict[str, Any]:
+            await trio.lowlevel.checkpoint()
+            return {"type": "http.request", **messages.pop()}
+
+        async def send(message: dict[str, Any]) -> None:
+            received.take(message)
+
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        await world.app({"type": "http", "method": "POST", "path": "/mcp", "headers": headers}, receive, send)
+        assert status == received.status
+        assert [] == [each for each in gc.get_objects() if type(each) is HttpRequest]

@@ -66,7 +66,8 @@ async def test_an_idle_connection_keeps_nothing_of_how_it_was_made(channel: Chan
     async with channel.open_way(channel.backend()) as (transport, entry):
         async with open_session_factory(transport=transport) as factory:
             before = {id(each) for each in gc.get_objects() if type(each) in kinds}
-            async with factory.open_session([entry]):
+            async with factory.open_session([entry]) as session:
+                await _use(session)
                 await wait_all_tasks_blocked()
                 assert [] == [each for each in gc.get_objects() if type(each) in kinds and id(each) not in before]
 
