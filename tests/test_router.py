@@ -11,6 +11,7 @@ import pytest
 from trio_vmcp._routing import names
 from trio_vmcp._routing.name_rule import name_rule
 from trio_vmcp._routing.names import KnownClaims
+from trio_vmcp._steps import take_steps
 from trio_vmcp.routing import (
     Bare,
     Bindings,
@@ -153,6 +154,17 @@ def test_a_segment_stays_until_its_names_change() -> None:
     assert [False, True, True] == [old is now for old, now in zip(before, after, strict=True)]
     router.update([Offer("a", tools=("v", "x")), *offers[1:]])
     assert [{"v": "v", "x": "x"}, {"y": "y"}, {"z": "z"}] == [segment.own for segment in router.segments("tools")]
+
+
+async def test_a_copy_that_changes_leaves_the_segments_of_the_original() -> None:
+    """Callers read the original until a change that is made in steps has ended."""
+    offers = [Offer("a", tools=("v",)), Offer("b", tools=("x", "y")), Offer("c", tools=("x", "z"))]
+    router = router_of(*offers, strategy=Priority("c"))
+    before = list(router.segments("tools"))
+    twin = await take_steps(router.copy_in_steps())
+    twin.update([Offer("a", tools=("v", "x")), *offers[1:]])
+    assert [["v", "x"], ["y"], ["z"]] == [list(segment.own) for segment in twin.segments("tools")]
+    assert before == list(router.segments("tools"))
 
 
 # What several sessions hold once

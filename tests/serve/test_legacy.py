@@ -416,6 +416,20 @@ async def test_a_mounted_application_takes_the_whole_path_or_the_rest(root: str,
 
 
 @pytest.mark.parametrize(
+    "headers", [[], [(b"a", b"1\nhost")], [(b"a\nb", b""), (b"host", b"\n\n")], [(b"a", b"\xff")]]
+)
+async def test_headers_are_what_the_server_passes_on(headers: list[tuple[bytes, bytes]]) -> None:
+    """A line break in one, which a strict server refuses, begins no other header."""
+
+    async def receive() -> JSON:
+        raise AssertionError
+
+    scope = {"method": "POST", "path": "/", "headers": iter(headers)}
+    expected = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+    assert expected == HttpRequest.of(scope, receive).headers
+
+
+@pytest.mark.parametrize(
     ("headers", "status"),
     [
         ([("host", "localhost")], 400),
