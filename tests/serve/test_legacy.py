@@ -415,9 +415,7 @@ async def test_a_mounted_application_takes_the_whole_path_or_the_rest(root: str,
     assert rest == HttpRequest.of(scope, receive).path
 
 
-@pytest.mark.parametrize(
-    "headers", [[], [(b"a", b"1\nhost")], [(b"a\nb", b""), (b"host", b"\n\n")], [(b"a", b"\xff")]]
-)
+@pytest.mark.parametrize("headers", [[], [(b"a", b"1\nhost")], [(b"a\nb", b""), (b"host", b"\n\n")], [(b"a", b"\xff")]])
 async def test_headers_are_what_the_server_passes_on(headers: list[tuple[bytes, bytes]]) -> None:
     """A line break in one, which a strict server refuses, begins no other header."""
 
