@@ -139,7 +139,7 @@ class StoredRow:
         if marks:
             self.marks.tried_at = trio.current_time()  # also if it fails: the next attempt has its time, too
         await self._require_seen()
-        if self._held.sent and self._held.version is not None:
+        if self._held.sent:
             # Each write into an outage adds one to those without an answer, and of these the oldest are forgotten: the
             # row that the storage did take would be another instance's. So nothing is sent before the storage answers.
             await self._read()
