@@ -225,7 +225,7 @@ def test_a_second_signal_ends_the_command_at_once(children: Children, tmp_path: 
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=30)
     assert (143, b"") == (done.returncode, done.stdout)
     assert b"trio-vmcp: closing the session after Ctrl-C; Ctrl-C again ends at once\n" in done.stderr
-    assert [] == children.alive()
+    assert trio.run(children.all_gone)
 
 
 def test_a_second_signal_within_the_handler_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
