@@ -27,6 +27,7 @@ JSON_TYPE, STREAM_TYPE = "application/json", "text/event-stream"
         ("*/*;q=0", set()),
         ("Application/JSON;version=1;Q=0, text/event-stream", {STREAM_TYPE}),
         ("application/json;version=1;q=0, application/json, text/*;q=0.001", {JSON_TYPE, STREAM_TYPE}),
+        ("application/json, application/json;version=1;q=0", {JSON_TYPE}),
     ],
 )
 async def test_the_most_specific_range_decides(accept: str, forms: set[str], autojump_clock: MockClock) -> None:

@@ -326,6 +326,7 @@ async def test_a_silent_stream_carries_comments(autojump_clock: MockClock) -> No
         (b"\xff", {}, 400, -32700),
         (b"[" * 200 + b"]" * 200, {}, 400, None),
         (b'{"jsonrpc":"2.0","id":1,"method":"ping"}', {"content-type": "text/plain"}, 415, -32600),
+        (b'{"jsonrpc":"2.0","id":1,"method":"ping"}', {"content-type": "Application/JSON ; a=b"}, 400, -32600),
         (b'{"jsonrpc":"2.0","id":1,"method":"ping"}', {}, 400, -32600),
         (b'{"jsonrpc":"2.0","id":1,"method":"ping"}', {"mcp-session-id": "no-such"}, 404, -32600),
         (b'{"jsonrpc":"2.0","id":1,"method":"ping"}', {"mcp-session-id": "not an id"}, 404, -32600),

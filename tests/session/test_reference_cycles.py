@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 import trio
@@ -88,6 +89,22 @@ async def test_a_task_that_runs_for_long_keeps_no_argument_that_it_is_done_with(
         del argument
         await wait_all_tasks_blocked()
         assert kept() is None
+        nursery.cancel_scope.cancel()
+
+
+async def test_tasks_of_one_function_have_one_name() -> None:
+    """As Trio would call them, also where arguments are given beforehand: one text, since there are thousands."""
+
+    async def run(*args: object) -> None:
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        start_task(nursery, run, 1)
+        start_task(nursery, partial(run, 2))
+        start_task(nursery, partial(run, 3))
+        one, *others = [task.name for task in nursery.child_tasks]
+        assert f"{__name__}.{run.__qualname__}" == one
+        assert all(other is one for other in others)
         nursery.cancel_scope.cancel()
 
 
