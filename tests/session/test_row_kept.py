@@ -147,6 +147,8 @@ async def test_a_mark_puts_the_ttl_off(autojump_clock: MockClock, kept: Kept) ->
 async def test_use_in_the_moment_in_which_a_mark_is_due_is_marked(autojump_clock: MockClock, kept: Kept) -> None:
     """The session was not used before."""
     await trio.sleep(TTL / 4)
+    await wait_all_tasks_blocked()
+    assert 0 == kept.storage.calls["replace"]
     kept.use()
     await wait_all_tasks_blocked()
     assert TTL / 4 == trio.current_time()
