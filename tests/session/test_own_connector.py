@@ -21,6 +21,7 @@ from trio_vmcp import (
     BackendUnavailable,
     EventSink,
     FactorySettings,
+    FailureReason,
     Session,
     SessionClosed,
     note_written,
@@ -349,6 +350,49 @@ async def test_a_client_that_crashes_at_an_optional_list(
             crashes.clear()
             await trio.sleep(60)
             assert (BackendState.READY, 1) == (session.backends["b0"].state, len(clients))
+
+
+@attrs.define(eq=False)
+class TornClient(PlainClient):
+    """Has no answer to one method, and crashes when it gives up."""
+
+    silent: str = ""
+
+    async def request(self, method: str, params: JSON, **more: Any) -> JSON:
+        async with trio.open_nursery() as nursery:
+            if method == self.silent:
+                nursery.start_soon(self.tear)
+                await trio.sleep_forever()
+        return await super().request(method, params, **more)
+
+    async def tear(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise OSError("closing failed")
+
+
+@pytest.mark.parametrize("connects_in", [0.0, 1.0], ids=["in turn", "side by side"])
+@pytest.mark.parametrize("silent", ["prompts/list", "tools/list"])
+async def test_a_client_that_crashes_as_a_list_is_given_up(
+    silent: str, connects_in: float, autojump_clock: MockClock
+) -> None:
+    """The list is late, whatever a nursery of the client adds to the cancel: without prompts, calls are served."""
+
+    async def connect(backend: Backend, **wanted: Any) -> TornClient:
+        await trio.sleep(connects_in)
+        capabilities: JSON = {"tools": {}, "prompts": {}}
+        record = BackendRecord(backend.id, None, "modern", "2026-07-28", capabilities, "digest")
+        return TornClient(record, capabilities, silent=silent)
+
+    async with open_session_factory(connector=connect) as factory:
+        async with factory.open_session(plain_backends(1)) as session:
+            failure = session.backends["b0"].last_failure
+            assert failure is not None
+            assert failure.reason is FailureReason.TIMEOUT
+            if silent == "prompts/list":
+                assert () == session.failures
+                await session.call_tool("b0_echo")
 
 
 async def test_a_client_that_crashes_at_its_tools_is_not_connected(autojump_clock: MockClock) -> None:

@@ -314,6 +314,9 @@ class _Lister:
                 if not wanted.is_optional:
                     raise
                 raise crash_of_client(self.backend.id, method, crash) from crash
+            except BaseExceptionGroup as group:  # a task of the client's own nursery crashed as it was cancelled
+                _, cancelled = group.split(Exception)
+                raise cancelled or group from None
             return Page(result)
         results = KnownResults(known)
         result = await client.request(
