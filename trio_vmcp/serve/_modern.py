@@ -45,23 +45,27 @@ MOST_INDEXED = 64  # sessions, of which the arguments that tools repeat in heade
 
 @attrs.define(eq=False)
 class _Mirrored:
-    """Which arguments the tools of one list repeat in headers, found when a tool is called."""
+    """Which arguments the tools of one list repeat in headers, found when a tool is called.
+
+    Attributes:
+        found: By the name of the tool, as far as it is known.
+    """
 
     tools: tuple[Tool, ...] = attrs.field(repr=False)
     _by_name: dict[str, Tool] = attrs.field(init=False, repr=False)
-    _found: dict[str, ParamHeaders] = attrs.field(factory=dict, init=False, repr=False)
+    found: dict[str, ParamHeaders] = attrs.field(factory=dict, init=False, repr=False)
     _turn: trio.Lock = attrs.field(factory=trio.Lock, init=False, repr=False)  # calls of one tool may be many at once
 
     def __attrs_post_init__(self) -> None:
         self._by_name = {tool.name: tool for tool in self.tools}
 
-    async def of(self, name: str) -> ParamHeaders | None:
+    async def find(self, name: str) -> ParamHeaders | None:
         """None: there is no such tool."""
-        if name not in self._found and name in self._by_name:
+        if name not in self.found and name in self._by_name:
             async with self._turn:
-                if name not in self._found:
-                    self._found[name] = await _headers_of(self._by_name[name])
-        return self._found.get(name)
+                if name not in self.found:
+                    self.found[name] = await _headers_of(self._by_name[name])
+        return self.found.get(name)
 
 
 async def _headers_of(tool: Tool) -> ParamHeaders:
@@ -152,7 +156,9 @@ class ModernFront:
             if len(self._mirrored) >= MOST_INDEXED:
                 self._mirrored.clear()
             held = self._mirrored[session.id] = _Mirrored(session.tools)
-        wanted = await held.of(name) if isinstance(name, str) else None
+        wanted = None
+        if isinstance(name, str):
+            wanted = held.found.get(name) or await held.find(name)
         if wanted is not None and wanted.paths:
             check_mirrored(wanted, request, arguments if isinstance(arguments, dict) else {})
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, TypeAlias
-
-import attrs
+from typing import Any, NamedTuple, TypeAlias
 
 from trio_vmcp._protocol.methods import COMPLETE, GET_PROMPT, LIST_KEYS, READ_RESOURCE, TOOLS_CALL, ListMethod
 from trio_vmcp.connector import OnProgress
@@ -32,10 +30,11 @@ assert {*LIST_KEYS} < {*CAPABILITIES}
 # A key of `meta` that says which request of a client a call is for. Keys of MCP's own are not sent to backends.
 MARK = "io.modelcontextprotocol/trio-vmcp-exchange"
 
+_NO_OPTIONS: Mapping[str, Any] = {}
 
-@attrs.frozen
-class Call:
-    """What a call of a session gets beside name and arguments.
+
+class Call(NamedTuple):
+    """What a call of a session gets beside name and arguments. A tuple: one is made for every request.
 
     Attributes:
         mark: Names the request, for the questions and log messages that belong to it.
@@ -45,7 +44,10 @@ class Call:
 
     mark: str
     on_progress: OnProgress | None
-    options: dict[str, Any] = attrs.field(factory=dict, repr=False)
+    options: Mapping[str, Any] = _NO_OPTIONS
+
+    def __repr__(self) -> str:
+        return f"Call({self.mark!r})"  # options may be secret
 
     def keywords(self, params: JSON) -> dict[str, Any]:
         meta = params.get("_meta")
