@@ -18,6 +18,7 @@ GZIP, DEFLATE = 31, 15  # zlib's `wbits`
 
 JSON_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 SSE_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+ENDS = b"connection: close\r\n"
 
 
 @attrs.frozen
@@ -42,9 +43,11 @@ def endless(head: bytes, piece: bytes) -> Bomb:
 
 
 def result(content: bytes) -> Bomb:
-    """A JSON answer of its own, which is as long as it says."""
+    """A JSON answer of its own, which is as long as it says. The connection ends behind it, as the head announces: a
+    client that has read the whole answer may use it for its next call before the end arrives.
+    """
     body = b'{"jsonrpc":"2.0","id":1,"result":{"content":[' + content + b"]}}"
-    return whole(JSON_HEAD + b"content-length: %d\r\n\r\n" % len(body), body)
+    return whole(JSON_HEAD + ENDS + b"content-length: %d\r\n\r\n" % len(body), body)
 
 
 def deflated(wbits: int) -> bytes:
@@ -55,7 +58,7 @@ def deflated(wbits: int) -> bytes:
 
 
 def encoded(head: bytes, encoding: bytes, body: bytes) -> Bomb:
-    return whole(head + b"content-encoding: %s\r\ncontent-length: %d\r\n\r\n" % (encoding, len(body)), body)
+    return whole(head + ENDS + b"content-encoding: %s\r\ncontent-length: %d\r\n\r\n" % (encoding, len(body)), body)
 
 
 PROGRESS = b'data: {"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":9,"progress":1}}\n\n'
