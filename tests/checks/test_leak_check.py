@@ -26,7 +26,7 @@ async def test_clean(nursery):
 
 async def test_a_thread_that_is_given_up_ends():
     with trio.move_on_after(0.01):
-        await trio.to_thread.run_sync(time.sleep, 0.1, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(time.sleep, 0.1, abandon_on_cancel=True)  # a thread has no virtual time
 
 async def test_task():
     trio.lowlevel.spawn_system_task(trio.sleep_forever, name="the stray one")

@@ -38,6 +38,12 @@ Event = Literal["begin", "succeed", "fail", "leave", "stream fails", "stream ope
 EVENTS: list[Event] = ["begin", "succeed", "fail", "leave", "stream fails", "stream opens"]
 
 
+async def refuse() -> None:
+    """Of a backend that is not reached."""
+    await trio.lowlevel.checkpoint()
+    raise BackendUnavailable("b0", "could not be reached")
+
+
 @attrs.define
 class Model:
     """The promises of a breaker, computed from a log of outcomes."""
@@ -291,10 +297,6 @@ async def test_after_a_cancelled_trial_the_next_call_is_the_trial(autojump_clock
     asked: list[int] = []
     connector = PlainConnector()
 
-    async def refuse() -> None:
-        await trio.lowlevel.checkpoint()
-        raise BackendUnavailable("b0", "could not be reached")
-
     async def hang() -> None:
         asked.append(1)
         await trio.sleep_forever()
@@ -417,10 +419,6 @@ async def test_a_new_connection_closes_the_circuit(autojump_clock: MockClock) ->
     """After a reconnect calls wait neither for a trial nor for the lists."""
     connector = PlainConnector()
     crash = trio.Event()
-
-    async def refuse() -> None:
-        await trio.lowlevel.checkpoint()
-        raise BackendUnavailable("b0", "could not be reached")
 
     async def serve() -> None:
         await crash.wait()
@@ -648,10 +646,6 @@ async def test_a_client_that_crashes_in_a_trial_costs_nothing_else(autojump_cloc
     """A connector of the user's may raise anything; the trials go on."""
     connector = PlainConnector()
 
-    async def refuse() -> None:
-        await trio.lowlevel.checkpoint()
-        raise BackendUnavailable("b0", "could not be reached")
-
     async def crash() -> None:
         await trio.lowlevel.checkpoint()
         raise KeyError("x")
@@ -782,10 +776,6 @@ async def test_what_a_client_of_ones_own_is_asked(era: Any, autojump_clock: Mock
         await trio.lowlevel.checkpoint()
         note_session_lost()
         raise KeyError("x")
-
-    async def refuse() -> None:
-        await trio.lowlevel.checkpoint()
-        raise BackendUnavailable("b0", "could not be reached")
 
     async with open_session_factory(connector=connector, settings=SLOWEST) as factory:
         async with factory.open_session(plain_backends(1)) as session:

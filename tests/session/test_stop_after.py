@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Literal, cast
 
 import attrs
@@ -14,6 +14,7 @@ from support.channels import EVERY_CHANNEL, EVERY_LEGACY_CHANNEL, LEGACY_CHANNEL
 from support.harness import drained, echo_backend, open_world
 from support.memory_processes import MemoryProcess, ProcessTable, Program, memory_processes
 from support.plain_connector import PlainConnector, plain_backends
+from support.steps import counting_steps
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import (
@@ -136,26 +137,6 @@ async def test_a_call_on_a_replaced_connection_keeps_its_backend(autojump_clock:
         assert BackendState.STOPPED is state_of_b(session)
 
 
-class Looks(trio.abc.Instrument):
-    """How often a backend was looked at that may have to be stopped."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        self.count += "stop_when_unused" in task.name
-
-
-@contextmanager
-def looks() -> Iterator[Looks]:
-    found = Looks()
-    trio.lowlevel.add_instrument(found)
-    try:
-        yield found
-    finally:
-        trio.lowlevel.remove_instrument(found)
-
-
 @pytest.mark.parametrize(("stop_after", "most"), [(10.0, 4), (0.01, 35), (0.0, 35)])
 async def test_a_backend_in_use_is_not_looked_at_all_the_time(
     stop_after: float, most: int, autojump_clock: MockClock
@@ -164,11 +145,11 @@ async def test_a_backend_in_use_is_not_looked_at_all_the_time(
     channel = LEGACY_CHANNELS[0]
     backend = resting(channel)
     async with channel.open_session(backend, configured={"stop_after": stop_after}) as session:
-        with looks() as found:
+        with counting_steps("stop_when_unused") as found:
             assert "rested" == (await session.call_tool("b_rest", {"seconds": 3})).content[0]["text"]
         assert found.count <= most
         ended_at = trio.current_time()
-        with looks() as found:
+        with counting_steps("stop_when_unused") as found:
             await trio.sleep_until(ended_at + max(stop_after, 0.1) + 0.001)
             await wait_all_tasks_blocked()
         assert BackendState.STOPPED is state_of_b(session)

@@ -92,7 +92,7 @@ async def _abandoned_threads_end() -> None:
         for _ in range(100):
             if not limiter.borrowed_tokens:
                 break
-            time.sleep(0.01)  # noqa: TID251, ASYNC251
+            time.sleep(0.01)  # noqa: TID251, ASYNC251  # a thread ends by no virtual clock
             await trio.lowlevel.checkpoint()
 
 

@@ -13,18 +13,19 @@ __all__ = ["StepCount", "counting_steps"]
 
 @attrs.define(eq=False)
 class StepCount(trio.abc.Instrument):
-    """The number of steps, of all tasks."""
+    """The number of steps, of all tasks with this text in their name."""
 
+    name: str = ""
     count: int = 0
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        self.count += 1
+        self.count += self.name in task.name
 
 
 @contextmanager
-def counting_steps() -> Iterator[StepCount]:
-    """Count the steps while the block lasts."""
-    steps = StepCount()
+def counting_steps(name: str = "") -> Iterator[StepCount]:
+    """Count the steps while the block lasts, of tasks with this text in their name."""
+    steps = StepCount(name)
     trio.lowlevel.add_instrument(steps)
     try:
         yield steps

@@ -310,7 +310,7 @@ class _Lister:
                 result = await client.request(method, params, identity=identity, timeout=math.inf, on_progress=None)
             except BackendError:
                 raise
-            except Exception as crash:
+            except Exception as crash:  # a client of the user's own may raise anything
                 if not wanted.is_optional:
                     raise
                 raise crash_of_client(self.backend.id, method, crash) from crash
