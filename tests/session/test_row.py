@@ -147,14 +147,19 @@ async def test_only_a_row_that_may_be_ours_is_deleted(
     assert [] == await storage.rows()
 
 
-async def test_a_row_of_another_session_stays(autojump_clock: MockClock) -> None:
-    """A create had no answer, and another session was given the same id before it arrived."""
+async def rows_of_one_id() -> tuple[ScriptedStorage, SessionRow, SessionRow]:
+    """A row whose create had no answer and has not arrived, and one that another session may make before it does."""
     storage = ScriptedStorage()
     row = row_in(storage)
     storage.before["create"] = answers_late
     with pytest.raises(StorageError):
         await row.write(FIRST)
-    other = new_row("one", None, RowStorage(storage.inner, 5.0))
+    return storage, row, new_row("one", None, RowStorage(storage.inner, 5.0))
+
+
+async def test_a_row_of_another_session_stays(autojump_clock: MockClock) -> None:
+    """A create had no answer, and another session was given the same id before it arrived."""
+    storage, row, other = await rows_of_one_id()
     await other.write(SECOND)
     await row.delete()
     assert (0, False) == (storage.calls["delete"], row.may_be_left)
@@ -180,12 +185,7 @@ async def test_a_row_that_comes_before_the_delete_stays(autojump_clock: MockCloc
     """A create had no answer, and there is no row at the close. Another session is given the same id just before the
     delete, which expects no row.
     """
-    storage = ScriptedStorage()
-    row = row_in(storage)
-    storage.before["create"] = answers_late
-    with pytest.raises(StorageError):
-        await row.write(FIRST)
-    other = new_row("one", None, RowStorage(storage.inner, 5.0))
+    storage, row, other = await rows_of_one_id()
 
     async def write_other() -> None:
         del storage.before["delete"]
