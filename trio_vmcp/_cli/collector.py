@@ -16,7 +16,7 @@ def patient_collector() -> Iterator[None]:
     """Around serving: fewer looks for cyclic garbage, and none at what is there when it begins.
 
     By default a look begins for each few requests, and meets those that are under way as survivors, for which it soon
-    looks at all objects: 60 ms a second with thirty clients over ten backends, a quarter of all CPU time, in pauses
+    looks at all objects: with thirty clients over ten backends a tenth of the CPU time of a call, in pauses of 60 ms
     that every client notices. What is left of a request is no cycle, and is freed without the collector.
     """
     young, *others = gc.get_threshold()

@@ -60,8 +60,8 @@ async def serve(  # noqa: ASYNC128  # `serve_front` calls `started`
     the manager afterwards: then sessions end when no client waits for them any more.
 
     In a process that does nothing else, `gc.freeze()` once it is started and `gc.set_threshold(5000)` spare clients the
-    pauses of the garbage collector, which are a quarter of the CPU time with thirty clients over ten backends. The
-    command `trio-vmcp serve` does so.
+    pauses of the garbage collector, which are 60 ms long with thirty clients over ten backends. The command
+    `trio-vmcp serve` does so.
 
     Args:
         manager: Of `open_session_manager`; it must outlive this.
