@@ -1,7 +1,9 @@
-"""Results that a caller knows already, so that an answer of equal bytes need not be parsed again.
+"""Pages of lists that are known already, so that an answer of equal bytes need not be parsed again.
 
 A backend may announce changes of its lists without end. Each of them is fetched again, and mostly it is what it was.
-The id of an answer is another one each time, so an answer is known by the digest of all that stands around its id.
+Many sessions that open at the same time receive the same lists at the same time: one of them parses a page, and the
+others wait for it. The id of an answer is another one each time, so an answer is known by the digest of all that stands
+around its id.
 """
 
 from __future__ import annotations
@@ -9,25 +11,71 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Generator
-from typing import ClassVar, Protocol, TypeGuard
+from typing import ClassVar, Protocol, TypeAlias, TypeGuard
+from weakref import WeakValueDictionary
 
 import attrs
 
+from trio_vmcp._light_event import LightEvent
 from trio_vmcp._protocol.reading import find_reply_id
 from trio_vmcp.connector import BackendClient, OnProgress
 from trio_vmcp.identity import Identity
 from trio_vmcp.metadata import BackendRecord
 from trio_vmcp.models import JSON
 
-__all__ = ["KnownResults", "RecallingClient", "Results", "can_recall"]
+__all__ = ["KnownResults", "Page", "Pages", "RecallingClient", "SharedPages", "can_recall", "digest_in_steps"]
 
 SLICE = 1024 * 1024  # characters; a digest takes 1 ms for one, and the search for surrogates 3 ms at most
 
+_PageKey: TypeAlias = tuple[str, bytes]  # the era and the digest
 
-class Results(Protocol):
-    """Results by the digest of the answers that they came in; such as a dict."""
 
-    def get(self, digest: bytes, /) -> JSON | None: ...
+@attrs.frozen(eq=False)
+class Page:
+    """One page of a list, as its client gave it.
+
+    Attributes:
+        digest: Of the bytes that were received; None: the client does not tell, or something in them may be no text.
+        size: Of these bytes; 0 without a digest.
+    """
+
+    result: JSON = attrs.field(repr=False)
+    digest: bytes | None = None
+    size: int = 0
+
+
+class Pages(Protocol):
+    """Pages by their digest; such as a dict."""
+
+    def get(self, digest: bytes, /) -> Page | None: ...
+
+
+@attrs.define(eq=False)
+class SharedPages:
+    """The pages that somebody in this process holds, and those that are being parsed."""
+
+    _pages: WeakValueDictionary[_PageKey, Page] = attrs.field(factory=WeakValueDictionary, init=False)
+    _being_parsed: dict[_PageKey, LightEvent] = attrs.field(factory=dict, init=False)
+
+    async def find(self, key: _PageKey) -> Page | None:
+        """A page; None: there is none, and the caller parses it and must `end` that, whatever comes of it. Where
+        another task parses it now, this waits: a parse waits for nothing.
+        """
+        while True:
+            page = self._pages.get(key)
+            if page is not None:
+                return page
+            parsed = self._being_parsed.get(key)
+            if parsed is None:
+                self._being_parsed[key] = LightEvent()
+                return None
+            await parsed.wait()
+
+    def end(self, key: _PageKey, page: Page | None) -> None:
+        """The page was parsed; None: that failed, or was cancelled."""
+        if page is not None:
+            self._pages[key] = page
+        self._being_parsed.pop(key).set()
 
 
 @attrs.define(eq=False)
@@ -35,45 +83,57 @@ class KnownResults:
     """Travels with one request, to where its answer is read.
 
     Attributes:
-        results: By digest. What is found here is the result itself: the caller must not change it.
-        digest: Of the answer; None: the id does not stand at one of its ends, or it holds escapes of surrogates, which
-            may be no text.
-        size: Of the answer without its id, in bytes.
+        pages: The caller's own. What is found here, or among the shared ones, holds the result itself: the caller must
+            not change it.
+        shared: Those of all sessions of a factory.
+        era: Of the backend: pages are shared within one.
+        page: The answer, once it was read; None: its id does not stand at one of its ends, or it holds escapes of
+            surrogates, which may be no text.
     """
 
-    results: Results = attrs.field(repr=False)
-    digest: bytes | None = attrs.field(default=None, init=False)
-    size: int = attrs.field(default=0, init=False)
+    pages: Pages = attrs.field(repr=False)
+    shared: SharedPages = attrs.field(factory=SharedPages, repr=False)
+    era: str = ""
+    page: Page | None = attrs.field(default=None, init=False, repr=False)
 
-    def recall(self, text: str, request_id: int) -> Generator[None, None, JSON | None]:
-        """The result in an answer to this request, with a step for each further slice; None: it is not known, or
-        `text` is no such answer.
-        """
-        found = find_reply_id(text, request_id)
-        if found is None:
+    async def find(self, digest: bytes) -> Page | None:
+        """As `SharedPages.find`."""
+        self.page = self.pages.get(digest) or await self.shared.find((self.era, digest))
+        return self.page
+
+    def end(self, digest: bytes, page: Page | None) -> None:
+        """As `SharedPages.end`."""
+        self.page = page
+        self.shared.end((self.era, digest), page)
+
+
+def digest_in_steps(text: str, request_id: int) -> Generator[None, None, tuple[bytes, int] | None]:
+    """The digest of an answer to this request and its size in bytes, both without its id, with a step for each further
+    slice; None: `text` is no such answer, or it has no digest.
+    """
+    found = find_reply_id(text, request_id)
+    if found is None:
+        return None
+    if len(text) <= SLICE:  # most of them
+        # A search for one character takes a tenth of the time of one for two.
+        if "\\" in text and "\\u" in text and _ESCAPED_SURROGATE.search(text):
             return None
-        if len(text) <= SLICE:  # most of them
-            # A search for one character takes a tenth of the time of one for two.
-            if "\\" in text and "\\u" in text and _ESCAPED_SURROGATE.search(text):
+        before, after = text[: found[0]].encode(), text[found[1] :].encode()
+        hashed = hashlib.sha256(before)
+        hashed.update(after)
+        return hashed.digest(), len(before) + len(after)
+    hashed, size = hashlib.sha256(), 0
+    for first, last in ((0, found[0]), (found[1], len(text))):
+        for start in range(first, last, SLICE):
+            stop = min(start + SLICE, last)
+            if text.find("\\", start, stop) >= 0 and _ESCAPED_SURROGATE.search(text, start, stop + _REST):
                 return None
-            before, after = text[: found[0]].encode(), text[found[1] :].encode()
-            hashed = hashlib.sha256(before)
-            hashed.update(after)
-            self.digest, self.size = hashed.digest(), len(before) + len(after)
-            return self.results.get(self.digest)
-        hashed, size = hashlib.sha256(), 0
-        for first, last in ((0, found[0]), (found[1], len(text))):
-            for start in range(first, last, SLICE):
-                stop = min(start + SLICE, last)
-                if text.find("\\", start, stop) >= 0 and _ESCAPED_SURROGATE.search(text, start, stop + _REST):
-                    return None
-                data = text[start:stop].encode()
-                hashed.update(data)
-                size += len(data)
-                if stop < last:
-                    yield
-        self.digest, self.size = hashed.digest(), size
-        return self.results.get(self.digest)
+            data = text[start:stop].encode()
+            hashed.update(data)
+            size += len(data)
+            if stop < last:
+                yield
+    return hashed.digest(), size
 
 
 _REST = 3  # characters of such an escape that may stand in the next slice

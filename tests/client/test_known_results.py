@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import pytest
+import trio
 from support.channels import EVERY_ANSWER, Channel
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import JSON
-from trio_vmcp._known_results import SLICE, KnownResults, can_recall
+from trio_vmcp._client.channels.parsing import read, read_answer
+from trio_vmcp._known_results import SLICE, KnownResults, Page, SharedPages, can_recall, digest_in_steps
+from trio_vmcp._protocol.jsonrpc import Result
+from trio_vmcp._protocol.reading import Unreadable
 
 ANSWER: JSON = {"tools": [{"name": "é", "description": "x"}]}
 
@@ -18,6 +26,11 @@ ANSWER: JSON = {"tools": [{"name": "é", "description": "x"}]}
 async def list_tools(client: Any, known: KnownResults) -> JSON:
     result: JSON = await client.request("tools/list", {}, identity=None, timeout=9, on_progress=None, known=known)
     return result
+
+
+def page_of(known: KnownResults) -> Page:
+    assert known.page is not None
+    return known.page
 
 
 @EVERY_ANSWER
@@ -28,21 +41,152 @@ async def test_an_answer_of_equal_bytes_is_not_parsed_again(channel: Channel, au
         assert can_recall(client)
         first = KnownResults({})
         result = await list_tools(client, first)
-        assert first.digest is not None
-        again = KnownResults({first.digest: result})
+        page = page_of(first)
+        assert page.digest is not None
+        assert page.result is result
+        mine = {page.digest: page}
+        again = KnownResults(mine)
         assert result is await list_tools(client, again)
-        assert (first.digest, first.size) == (again.digest, again.size)
+        assert page is again.page
         backend.add_tool("new")
-        other = KnownResults({first.digest: result})
+        other = KnownResults(mine)
         assert "new" in [tool["name"] for tool in (await list_tools(client, other))["tools"]]
-        assert other.digest not in (None, first.digest)
+        assert page_of(other).digest not in (None, page.digest)
 
 
-def recall(text: str, request_id: int = 7) -> KnownResults:
-    known = KnownResults({})
-    steps = list(known.recall(text, request_id))
-    assert known.digest is None or [None] * (len(text) // SLICE) == steps
-    return known
+@EVERY_ANSWER
+@pytest.mark.parametrize("description", ["short", "long " * 50_000], ids=["parsed at once", "parsed in steps"])
+async def test_who_receives_a_page_while_another_parses_it_waits_for_that(
+    channel: Channel, description: str, autojump_clock: MockClock
+) -> None:
+    """Of several clients that receive the same bytes at the same time, one parses them; the others get its result. It
+    is forgotten once nobody holds it.
+    """
+    shared = SharedPages()
+    results: list[JSON] = []
+    pages: list[Page] = []
+
+    async def ask(client: Any) -> None:
+        known = KnownResults({}, shared)
+        results.append(await list_tools(client, known))
+        pages.append(page_of(known))
+
+    async with AsyncExitStack() as stack:
+        clients: list[Any] = []
+        for _ in range(3):
+            backend = channel.backend()
+            backend.add_tool("large", description=description)
+            clients.append(await stack.enter_async_context(channel.open_client(backend)))
+        async with trio.open_nursery() as nursery:
+            for client in clients:
+                nursery.start_soon(ask, client)
+    assert all(result is results[0] for result in results)
+    assert all(page is pages[0] for page in pages)
+    key = ("", pages[0].digest or b"")
+    results.clear()
+    pages.clear()
+    gc.collect()
+    assert await shared.find(key) is None
+
+
+LONG = "x" * (2 * SLICE)
+TEXT = json.dumps({"jsonrpc": "2.0", "id": 7, "result": {"tools": [LONG]}})
+read_message: Callable[[str], Any] = partial(read, max_depth=9, max_values=9)
+
+
+async def test_a_parse_that_is_cancelled_is_done_by_one_of_those_who_wait(autojump_clock: MockClock) -> None:
+    """Nobody waits for what does not come."""
+    shared = SharedPages()
+    found: list[object] = []
+    held: list[KnownResults] = []  # as a session holds the pages of its lists
+    scope = trio.CancelScope()
+
+    async def stuck(_text: str) -> None:
+        await trio.sleep_forever()
+
+    async def parse_in(scope: trio.CancelScope) -> None:
+        with scope:
+            await read_answer(TEXT, 7, KnownResults({}, shared), stuck)
+
+    async def wait() -> None:
+        held.append(KnownResults({}, shared))
+        found.append(await read_answer(TEXT, 7, held[-1], read_message))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(parse_in, scope)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(wait)
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        assert not found
+        scope.cancel()
+    one, other = found
+    assert isinstance(one, Result)
+    assert isinstance(other, Result)
+    assert one.result is other.result
+
+
+async def test_who_waits_for_a_parse_can_be_cancelled(autojump_clock: MockClock) -> None:
+    """The others still get what is parsed."""
+    shared = SharedPages()
+    page = Page({}, b"digest")
+    found: list[Page | None] = []
+
+    async def wait(scope: trio.CancelScope) -> None:
+        with scope:
+            found.append(await shared.find(("", b"digest")))
+
+    assert await shared.find(("", b"digest")) is None
+    scopes = [trio.CancelScope(), trio.CancelScope()]
+    async with trio.open_nursery() as nursery:
+        for scope in scopes:
+            nursery.start_soon(wait, scope)
+        await wait_all_tasks_blocked()
+        scopes[0].cancel()
+        await wait_all_tasks_blocked()
+        shared.end(("", b"digest"), page)
+    assert [page] == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [TEXT[:-1], '{"jsonrpc":"2.0","id":7,"error":{"code":1,"message":"no"}}'],
+    ids=["no JSON", "an error"],
+)
+async def test_only_results_are_shared(text: str, autojump_clock: MockClock) -> None:
+    """What cannot be parsed, and an error, each caller reads by itself."""
+    shared = SharedPages()
+    for _ in range(2):
+        known = KnownResults({}, shared)
+        message = await read_answer(text, 7, known, read_message)
+        assert not isinstance(message, Result)
+        assert isinstance(message, Unreadable) == (text == TEXT[:-1])
+        assert known.page is None
+
+
+async def test_pages_are_shared_within_one_era(autojump_clock: MockClock) -> None:
+    """What one era reads in a result, the other may not."""
+    shared = SharedPages()
+    results: list[JSON] = []
+    for era in ("legacy", "modern", "legacy"):
+        message = await read_answer(TEXT, 7, KnownResults({}, shared, era), read_message)
+        assert isinstance(message, Result)
+        results.append(message.result)
+    assert results[1] is not results[0]
+
+
+def recall(text: str, request_id: int = 7) -> Page:
+    """What is known of an answer."""
+    found: list[tuple[bytes, int] | None] = []
+
+    def steps() -> Iterator[None]:
+        found.append((yield from digest_in_steps(text, request_id)))
+
+    taken = len(list(steps()))
+    if found[0] is None:
+        return Page({})
+    assert taken == len(text) // SLICE
+    return Page({}, *found[0])
 
 
 def messages(result: str) -> list[str]:
@@ -67,13 +211,6 @@ def test_the_id_does_not_count(text: str) -> None:
     for position in (at for at in range(len(text)) if text[at] != "7"):
         other = recall(text[:position] + "~" + text[position + 1 :])
         assert other.digest != known.digest
-    results: list[JSON | None] = []
-    steps = KnownResults({known.digest: ANSWER}).recall(text, 7)
-    try:
-        next(steps)
-    except StopIteration as end:
-        results.append(end.value)
-    assert [ANSWER] == results
 
 
 LARGE = json.dumps({"tools": ["x" * (2 * SLICE)]})

@@ -17,12 +17,13 @@ from support.strategies import BACKEND_IDS, OWN_NAMES, resolutions
 from support.untraced import untraced
 
 from trio_vmcp import routing
+from trio_vmcp._known_results import Page
 from trio_vmcp._routing import names
 from trio_vmcp._session import directory as directory_module
 from trio_vmcp._session.directory import MOST_AT_ONCE, MOST_BOUND_BYTES, MOST_REMOVED, Directory, new_directory
 from trio_vmcp._session.foreign_names import ForeignNames
 from trio_vmcp._session.listing import Listing
-from trio_vmcp._session.pages import MOST_NAME_BYTES, Page
+from trio_vmcp._session.pages import MOST_NAME_BYTES
 from trio_vmcp._session.shared_lists import SharedLists
 from trio_vmcp.errors import MessageTooLarge, ResourceNotFound, ToolNotFound
 from trio_vmcp.models import JSON

@@ -6,7 +6,9 @@ import gc
 import weakref
 from typing import Any
 
+import attrs
 import pytest
+import trio
 from support.channels import EVERY_ANSWER, Channel
 from support.harness import ALICE, BOB, NO_RETRIES, echo_backend, open_world
 from trio.testing import MockClock
@@ -43,6 +45,29 @@ async def test_sessions_hold_equal_lists_once(channel: Channel, autojump_clock: 
             assert [tool.name for tool in one.tools] == [tool.name for tool in three.tools]
             for session in (one, two):
                 assert (await session.call_tool("b_echo", {"text": "x"})).content
+
+
+@EVERY_ANSWER
+async def test_lists_that_come_at_the_same_time_are_parsed_once(channel: Channel, autojump_clock: MockClock) -> None:
+    """Over every channel: sessions that open side by side hold the same objects of a large list, each as filtered for
+    itself.
+    """
+    backend = channel.backend()
+    backend.add_tool("large", description="long " * 50_000)
+    async with channel.open_way(backend) as (transport, entry), open_session_factory(transport=transport) as factory:
+        sessions: list[Session] = []
+
+        async def open_one(*denied: str) -> None:
+            sessions.append(await factory.make_session([attrs.evolve(entry, deny_tools=denied)]))
+
+        async with trio.open_nursery() as nursery:
+            for denied in ([], ["echo"], []):
+                nursery.start_soon(open_one, *denied)
+        raws = [{tool.backend_name: tool.raw for tool in session.tools} for session in sessions]
+        assert [False, True, True] == sorted("echo" in each for each in raws)
+        assert all(each["large"] is raws[0]["large"] for each in raws)
+        for session in sessions:
+            await session.aclose()
 
 
 async def test_every_kind_of_list_is_shared(autojump_clock: MockClock) -> None:
@@ -153,6 +178,7 @@ async def test_pages_are_shared_up_to_where_they_differ(autojump_clock: MockCloc
         backend.add_tool("t5")
         async with world.open_session() as three:
             assert [f"a_t{at}" for at in range(6)] == [tool.name for tool in three.tools]
+            assert definitions(one)[:4] == definitions(three)[:4], "two pages that are as before"
         assert 5 == len(one.tools)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import trio
 
-from trio_vmcp._known_results import KnownResults, Results, can_recall
+from trio_vmcp._known_results import KnownResults, Page, Pages, can_recall
 from trio_vmcp._limits import init_limit
 from trio_vmcp._nursery import crash_of_client, start_task
 from trio_vmcp._protocol.json_cost import memory_size
@@ -18,7 +18,7 @@ from trio_vmcp._protocol.methods import KINDS, LISTS, MOST_STALE_PAGES, ListMeth
 from trio_vmcp._request_note import current_note
 from trio_vmcp._session.listing import BY_KIND, FIELDS, Listing
 from trio_vmcp._session.offered_tools import offered_tools
-from trio_vmcp._session.pages import MOST_NAME_BYTES, ListPages, Page, Weight
+from trio_vmcp._session.pages import MOST_NAME_BYTES, ListPages, Weight
 from trio_vmcp._session.shared_lists import Scope, SharedLists, scope_of
 from trio_vmcp.connector import BackendClient
 from trio_vmcp.errors import BackendError, BackendRejected, BackendTimeout, MessageTooLarge
@@ -32,7 +32,6 @@ logger = logging.getLogger("trio_vmcp.session")
 
 METHOD_NOT_FOUND = -32601  # JSON-RPC 2.0
 CLOSE_TO_FAIR = 0.9  # of a list's share of time: most lists come at once, and to set a deadline costs more than to ask
-LONG_PAGE = 1024 * 1024  # bytes of a page
 MOST_CURSOR = 256 * 1024  # bytes of memory: the next request holds the cursor, and is encoded in one step
 
 
@@ -240,7 +239,7 @@ class _Lister:
                     source = first.source or source
                     pages.known = source.pages.get(field, ())
                 else:
-                    of_digest = {known.digest: known.result for known in pages.known if known.digest is not None}
+                    of_digest = {known.digest: known for known in pages.known if known.digest is not None}
                     page = await self._request(wanted, {"cursor": cursor}, of_digest)
                 await pages.add(page)
                 cursor = self._cursor_of(page, wanted)
@@ -302,7 +301,7 @@ class _Lister:
             self.digests[field] = pages.hashed.digest()
         return pages.entries
 
-    async def _request(self, wanted: ListMethod, params: JSON, known: Results) -> Page:
+    async def _request(self, wanted: ListMethod, params: JSON, known: Pages) -> Page:
         # Without a timeout: the caller has one for all lists together.
         method, client, identity = wanted.name, self.client, self.identity
         if not can_recall(client):
@@ -318,12 +317,12 @@ class _Lister:
                 _, cancelled = group.split(Exception)
                 raise cancelled or group from None
             return Page(result)
-        results = KnownResults(known)
+        results = KnownResults(known, self.shared.pages, client.record.era)
         result = await client.request(
             method, params, identity=identity, timeout=math.inf, on_progress=None, known=results
         )
-        is_long = results.digest is None or results.size > LONG_PAGE
-        return Page(result, results.digest, results.size, is_long)
+        page = results.page
+        return page if page is not None and page.result is result else Page(result)
 
     def _count(self, wanted: ListMethod, more: Weight) -> None:
         self.total += more
@@ -357,7 +356,7 @@ class _Lister:
 
 @attrs.define
 class _FirstPages:
-    """The results in which known lists of one field begin, by their digest.
+    """The pages in which known lists of one field begin, by their digest.
 
     Attributes:
         source: The listing that was found; None: there was none.
@@ -367,6 +366,6 @@ class _FirstPages:
     _field: str
     source: Listing | None = attrs.field(default=None, init=False)
 
-    def get(self, digest: bytes, /) -> JSON | None:
+    def get(self, digest: bytes, /) -> Page | None:
         self.source = self._lister.source_of(self._field, digest)
-        return None if self.source is None else self.source.pages[self._field][0].result
+        return None if self.source is None else self.source.pages[self._field][0]

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 
 import attrs
 
+from trio_vmcp._known_results import Page
 from trio_vmcp._protocol.methods import KINDS, LISTS, ListMethod
-from trio_vmcp._session.pages import Page, Weight, digest_in_steps
+from trio_vmcp._session.pages import Weight, digest_in_steps
 from trio_vmcp.errors import BackendError
 from trio_vmcp.models import JSON
 from trio_vmcp.routing import Offer

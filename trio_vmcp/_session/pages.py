@@ -16,6 +16,7 @@ from typing import Any
 import attrs
 import trio
 
+from trio_vmcp._known_results import Page
 from trio_vmcp._protocol.json_cost import SLICE, memory_size
 from trio_vmcp._protocol.json_slices import encode_in_steps
 from trio_vmcp._protocol.methods import ListMethod
@@ -23,7 +24,7 @@ from trio_vmcp._steps import take_steps
 from trio_vmcp.errors import BackendProtocolError
 from trio_vmcp.models import JSON
 
-__all__ = ["MOST_NAME_BYTES", "ListPages", "Page", "Weight", "digest_in_steps"]
+__all__ = ["MOST_NAME_BYTES", "ListPages", "Weight", "digest_in_steps"]
 
 logger = logging.getLogger("trio_vmcp.session")
 
@@ -32,6 +33,7 @@ logger = logging.getLogger("trio_vmcp.session")
 MOST_NAME_BYTES = 512 * 1024
 # Characters of a name, a URI or a template. A longer one is hashed as a key in 40 ms.
 MOST_KEY_LENGTH = 512 * 1024
+LONG_PAGE = 1024 * 1024  # bytes of a page
 AT_ONCE = 64  # entries in one step, where each is encoded
 LOOKED_AT_ONCE = 1024  # entries in one step, where each is only looked at
 
@@ -46,22 +48,6 @@ class Weight:
 
     def __add__(self, more: Weight) -> Weight:
         return Weight(self.items + more.items, self.size + more.size, self.names + more.names)
-
-
-@attrs.frozen(eq=False)
-class Page:
-    """One page, as its client gave it.
-
-    Attributes:
-        digest: Of the bytes that were received; None: the client does not tell, or something in them may be no text.
-        size: Of these bytes; 0 without a digest.
-        is_long: Its entries may be too long to be hashed in one step, some of them together or one alone.
-    """
-
-    result: JSON = attrs.field(repr=False)
-    digest: bytes | None = None
-    size: int = 0
-    is_long: bool = False
 
 
 @attrs.define(eq=False)
@@ -139,7 +125,7 @@ class ListPages:
             is_usual = _are_usual(some, key)
             problems = [None if is_usual else _problem(item, key) for item in some]
             if self.hashed is not None:
-                steps = hash_in_steps(some, problems, self.hashed, is_long=page.is_long)
+                steps = hash_in_steps(some, problems, self.hashed, is_long=_is_long(page))
                 hashed_size = await take_steps(steps) + (start == 0)
                 size += hashed_size if page.digest is None else 0
             if any(problems):
@@ -173,8 +159,13 @@ def _hash_pages(hashed: hashlib.blake2b, pages: Sequence[Page], method: ListMeth
         items = page.result[method.array]
         for start in range(0, len(items), AT_ONCE):
             some = items[start : start + AT_ONCE]
-            yield from hash_in_steps(some, [None] * len(some), hashed, is_long=page.is_long)
+            yield from hash_in_steps(some, [None] * len(some), hashed, is_long=_is_long(page))
             yield
+
+
+def _is_long(page: Page) -> bool:
+    """Its entries may be too long to be hashed in one step, some of them together or one alone."""
+    return page.digest is None or page.size > LONG_PAGE
 
 
 def hash_in_steps(

@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 
 import attrs
 
+from trio_vmcp._known_results import SharedPages
 from trio_vmcp._protocol.methods import Kind
 from trio_vmcp._routing.names import KnownClaims
 from trio_vmcp._routing.table import Segment
@@ -60,11 +61,13 @@ class SharedLists:
     Attributes:
         first_names: By the identities of the listings, which they hold.
         claims: What the names of a backend are composed to.
+        pages: Those of all listings, and those that are being parsed.
         parts: Entries as callers read them: by the identity of what they were made from, which they hold.
     """
 
     first_names: WeakValueDictionary[CommonKey, FirstNames] = attrs.field(factory=WeakValueDictionary, init=False)
     claims: KnownClaims = attrs.field(factory=WeakValueDictionary, init=False)
+    pages: SharedPages = attrs.field(factory=SharedPages, init=False)
     parts: WeakValueDictionary[tuple[str, int, int], Part] = attrs.field(factory=WeakValueDictionary, init=False)
     _listings: WeakValueDictionary[tuple[Scope, str, bytes], Listing] = attrs.field(
         factory=WeakValueDictionary, init=False

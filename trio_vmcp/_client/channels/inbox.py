@@ -18,13 +18,13 @@ import trio
 
 from trio_vmcp._client.channels.channel import Ask, OnOther
 from trio_vmcp._client.channels.pace import Pace
-from trio_vmcp._client.channels.parsing import read, recall, split_batch
+from trio_vmcp._client.channels.parsing import read, read_answer, split_batch
 from trio_vmcp._client.complaints import Complaints
 from trio_vmcp._known_results import KnownResults
 from trio_vmcp._protocol.jsonrpc import ErrorReply, Message, Notification, Request, RequestId, Result, meant_id
 from trio_vmcp._protocol.methods import PROGRESS
 from trio_vmcp._protocol.outcomes import Answer, Loss, RequestOutcome
-from trio_vmcp._protocol.reading import Oversized, Unreadable, decode
+from trio_vmcp._protocol.reading import Oversized, Unreadable, decode, find_reply_id
 from trio_vmcp._request_note import RequestNote
 from trio_vmcp.errors import BackendError, BackendProtocolError, BackendUnavailable, MessageTooLarge
 from trio_vmcp.models import Backend
@@ -205,10 +205,11 @@ class Inbox:
 
     async def _read(self, text: str) -> Message | Unreadable:
         for pending in list(self._pending.values()):
-            if pending.known is not None:
-                known = await recall(text, pending.id, pending.known)
-                if known is not None:
-                    return known
+            if pending.known is not None and find_reply_id(text, pending.id) is not None:
+                return await read_answer(text, pending.id, pending.known, self._parse)
+        return await self._parse(text)
+
+    async def _parse(self, text: str) -> Message | Unreadable:
         return await read(text, max_depth=self.max_json_depth, max_values=self.max_json_values)
 
     def take_oversized(self, message: Oversized) -> None:

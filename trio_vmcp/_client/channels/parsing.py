@@ -5,15 +5,20 @@ The steps of a large message (`parse_in_steps`) have a checkpoint between them; 
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
 import trio
 
-from trio_vmcp._known_results import KnownResults
+from trio_vmcp._known_results import KnownResults, Page, digest_in_steps
 from trio_vmcp._protocol.json_cost import TooCostly, check_cost, is_cheap
 from trio_vmcp._protocol.jsonrpc import BadMessage, Message, Result, parse_cheap, parse_in_steps, split_batch_in_steps
 from trio_vmcp._protocol.reading import Unreadable, unreadable
 from trio_vmcp._steps import take_steps
 
-__all__ = ["parse", "read", "recall", "split_batch"]
+__all__ = ["parse", "read", "read_answer", "split_batch"]
+
+_T = TypeVar("_T")
 
 
 async def parse(text: str, *, max_depth: int, max_values: float) -> Message:
@@ -37,10 +42,29 @@ async def parse(text: str, *, max_depth: int, max_values: float) -> Message:
             return message
 
 
-async def recall(text: str, request_id: int, known: KnownResults) -> Result | None:
-    """The answer to a request, if `text` holds a result that its caller knows; None: it must be parsed."""
-    result = await take_steps(known.recall(text, request_id))
-    return None if result is None else Result(request_id, result)
+async def read_answer(
+    text: str, request_id: int, known: KnownResults | None, read: Callable[[str], Awaitable[_T]]
+) -> Result | _T:
+    """The message in `text`, which may answer a request: a result that the caller knows, or that another task parses at
+    this moment, is not parsed again.
+
+    Args:
+        read: How it is parsed.
+    """
+    found = None if known is None else await take_steps(digest_in_steps(text, request_id))
+    if known is None or found is None:
+        return await read(text)
+    digest, size = found
+    page = await known.find(digest)
+    if page is not None:
+        return Result(request_id, page.result)
+    try:
+        message = await read(text)
+        if isinstance(message, Result):
+            page = Page(message.result, digest, size)
+    finally:
+        known.end(digest, page)
+    return message
 
 
 async def split_batch(text: str, *, max_values: float) -> list[str]:

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 
 import attrs
 import trio
@@ -18,7 +19,7 @@ import trio
 from trio_vmcp._client.channels.channel import Ask, Headers, MessageSink, Send
 from trio_vmcp._client.channels.event_reader import EventReader, texts_of
 from trio_vmcp._client.channels.pace import Pace
-from trio_vmcp._client.channels.parsing import parse, recall, split_batch
+from trio_vmcp._client.channels.parsing import parse, read_answer, split_batch
 from trio_vmcp._client.complaints import Complaints
 from trio_vmcp._client.http.link import HttpExchange, HttpLink
 from trio_vmcp._client.http.reply import HttpReply
@@ -263,8 +264,8 @@ class Streamable:
                     if answer is None:
                         raise reply.protocol_error("answered with a batch that holds no answer to the request")
                     return answer
-            known = None if ask.known is None else await recall(text, ask.id, ask.known)
-            return self._answer(self._matching(known or await self._parse(text, reply), ask.id, reply), reply)
+            message = await read_answer(text, ask.id, ask.known, partial(self._parse, reply=reply))
+            return self._answer(self._matching(message, ask.id, reply), reply)
         shown = repr(self.link.given.blot(kind, reply.sent)[:MOST_QUOTED]) if kind else "no content"
         words = await self.link.quote(reply)
         raise reply.protocol_error(f"answered a request with HTTP {reply.status} and {shown}{words}")
@@ -292,10 +293,11 @@ class Streamable:
                     if answer is not None:
                         return answer
                     continue
-            known: Message | None = None
-            if ask.known is not None and isinstance(text, str):
-                known = await recall(text, ask.id, ask.known)
-            message = known or await self._reader.read(text)
+            message = (
+                await read_answer(text, ask.id, ask.known, self._reader.read)
+                if isinstance(text, str)
+                else await self._reader.read(text)
+            )
             if isinstance(message, Result | ErrorReply):
                 if _is_reply_to(message, ask):
                     return self._answer(message, reply)
