@@ -4,7 +4,8 @@ Every port is a backend of the legacy era, since connection pools are per origin
 so that one server serves every workload: `/json/0` answers with JSON at once, `/sse/20` with an event stream after
 20 ms, `/held/0` with JSON and with a held stream for each GET, `/storm/0` with one that announces changes of the tools
 all the time. A third part changes one result: `/json/0/1000` lists
-1000 tools, `/json/0/8MiB` answers every call with a text of that size.
+1000 tools, the same on all ports; `/json/0/own1000` as many with the port in them; `/json/0/8MiB` answers every call
+with a text of that size.
 
 `GET /seen` on any port reports the requests since the last report, the sessions that are left, and the most connections
 that one port had open at a time: contenders with the same requests did the same work.
@@ -54,10 +55,10 @@ _CHANGED = EVENT + _compact({"jsonrpc": "2.0", "method": "notifications/tools/li
 CHANGED = b"%x\r\n%s\r\n" % (len(_CHANGED), _CHANGED)
 
 
-def _tool(index: int) -> dict[str, object]:
+def _tool(index: int, title: str = "Tool number") -> dict[str, object]:
     return {
         "name": f"tool_{index}",
-        "title": f"Tool number {index}",
+        "title": f"{title} {index}",
         "description": "Looks the query up and answers with the best matches, at most `limit` of them, newest first.",
         "inputSchema": {
             "type": "object",
@@ -135,6 +136,9 @@ def read_path(port: int, path: bytes) -> Path:
         "resources/list": _compact({"resources": resources}),
         "resources/templates/list": _compact({"resourceTemplates": [{"uriTemplate": f"{at}/{{id}}", "name": "item"}]}),
     }
+    if otherwise == [b"own1000"]:
+        own = [_tool(index, f"Tool of port {port}, number") for index in range(1000)]
+        return Path(form, int(latency) / 1000, RESULTS | lists | {"tools/list": _compact({"tools": own})})
     return Path(form, int(latency) / 1000, RESULTS | lists | OTHERWISE[otherwise[0] if otherwise else b""])
 
 

@@ -21,6 +21,13 @@ QUESTION = Question(
             bars=(Ratio(HTTPX, 1.0), *(times_as_fast(5, peer) for peer in OFFICIAL)),
         ),
         Row(
+            label="10 backends of 1000 tools of their own",
+            backends=10,
+            path="/json/0/own1000",
+            contenders=(*FLOORS, LIBRARY),
+            command={"do": "open"},
+        ),
+        Row(
             label="a second session over them",
             backends=10,
             path="/json/0/1000",
