@@ -150,9 +150,11 @@ class Exchanges:
     under_way: UnderWay = attrs.field(factory=UnderWay, init=False, repr=False)
     _start_task: StartTask = attrs.field(alias="start_task", repr=False)
     _by_mark: dict[str, HttpExchange] = attrs.field(factory=dict, init=False, repr=False)
-    _reading: dict[HttpRequest, float] = attrs.field(factory=dict, init=False, repr=False)  # bodies, since when
+    _reading: dict[HttpRequest, int] = attrs.field(factory=dict, init=False, repr=False)  # bodies, since which look
     _marks: itertools.count[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
     _is_looking: bool = attrs.field(default=False, init=False)
+    # Begun so far. A request keeps the number of the latest, and reads no clock.
+    _looks: int = attrs.field(default=0, init=False)
 
     def __len__(self) -> int:
         return len(self._by_mark)
@@ -167,7 +169,7 @@ class Exchanges:
         return str(next(self._marks))
 
     def add(self, exchange: HttpExchange) -> None:
-        exchange.mark = self.next_mark()
+        exchange.mark, exchange.since = self.next_mark(), self._looks
         self._by_mark[exchange.mark] = exchange
         self._look_for_long()
 
@@ -180,7 +182,7 @@ class Exchanges:
             BodyTooLarge, ClientGone: As `HttpRequest.read_body`.
         """
         self._look_for_long()
-        self._reading[request] = trio.current_time()
+        self._reading[request] = self._looks
         try:
             body = await request.read_body(most)
         finally:
@@ -200,14 +202,14 @@ class Exchanges:
     async def _look(self) -> None:
         try:
             while self._by_mark or self._reading:
+                self._looks += 1
                 await trio.sleep(LOOK_INTERVAL)
-                now = trio.current_time()
                 for exchange in self.all():
-                    if exchange.begun_at > now - LOOK_INTERVAL:
+                    if exchange.since >= self._looks:
                         break  # they are in order
                     exchange.watch()
-                for request, begun_at in self._reading.items():
-                    if begun_at > now - BODY_TIMEOUT:
+                for request, since in self._reading.items():
+                    if (self._looks - since) * LOOK_INTERVAL < BODY_TIMEOUT:
                         break
                     request.is_late = True
                     request.scope.cancel(reason="the body takes too long")
@@ -224,6 +226,7 @@ class HttpExchange(Exchange):
     Attributes:
         request_id: The client's own.
         method, params: Of the request.
+        since: The latest look of `Exchanges` that had begun before it.
         stream: Its event stream; None: it is not open.
         on_gone: Called once with this exchange, if the client leaves before it has its response. A closure over the
             exchange would be a cycle, and keep the whole request until the garbage collector comes.
@@ -246,7 +249,7 @@ class HttpExchange(Exchange):
     headers: tuple[tuple[bytes, bytes], ...] = attrs.field(default=(), kw_only=True, repr=False)
     mark: str = attrs.field(default="", init=False)
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, kw_only=True, repr=False)
-    begun_at: float = attrs.field(factory=trio.current_time, init=False)
+    since: int = attrs.field(default=0, init=False)
     stream: EventStream | None = attrs.field(default=None, init=False, repr=False)
     is_gone: bool = attrs.field(default=False, init=False)
     _is_answered: bool = attrs.field(default=False, init=False)  # its response is sent, or on its way
