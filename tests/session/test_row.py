@@ -23,7 +23,7 @@ from trio_vmcp import (
 )
 from trio_vmcp._session.row import RowContents, SessionRow, load_row, new_row
 from trio_vmcp._session.row_storage import RowStorage
-from trio_vmcp._session.stored_row import MOST_UNANSWERED
+from trio_vmcp._session.stored_row import MOST_ROUNDS, MOST_UNANSWERED
 from trio_vmcp.routing import Bindings
 
 RECORD = BackendRecord("a", "sid", "legacy", "2025-11-25", {"tools": {}}, "digest")
@@ -179,6 +179,26 @@ async def test_a_row_that_goes_during_a_delete_is_deleted_once(autojump_clock: M
     storage.before["load"] = lose_all
     await row.delete()
     assert (1, False) == (storage.calls["delete"], row.may_be_left)
+
+
+async def test_a_row_that_goes_in_the_last_round_of_a_delete_is_deleted(autojump_clock: MockClock) -> None:
+    """Another instance has been ahead of each attempt, and what is read behind the last one is no row any more."""
+    storage = ScriptedStorage()
+    row = row_in(storage)
+    await row.write(FIRST)
+
+    async def be_ahead() -> None:
+        stored = await storage.inner.load("one")
+        newer = attrs.evolve(stored, version=stored.version + 1)
+        await storage.inner.replace(newer, expected_version=stored.version)
+
+    async def lose_all() -> None:
+        if storage.calls["delete"] == MOST_ROUNDS:
+            storage.inner = LocalStorage()
+
+    storage.before |= {"delete": be_ahead, "load": lose_all}
+    await row.delete()
+    assert (MOST_ROUNDS, False) == (storage.calls["delete"], row.may_be_left)
 
 
 async def test_a_row_that_comes_before_the_delete_stays(autojump_clock: MockClock) -> None:

@@ -135,6 +135,8 @@ def _encoded_method(method: str) -> bytes:
 
 def encode_notification(method: str, params: JSON | None) -> bytes:
     """Raises: ValueError, naming the method and the place."""
+    if params is None and method.isascii():  # the end of each handshake
+        return b'{"jsonrpc":"2.0","method":%s}' % _encoded_method(method)
     message: JSON = {"jsonrpc": "2.0", "method": method}
     if params is not None:
         message["params"] = params

@@ -200,6 +200,7 @@ class StoredRow:
                     await self._read()
                 except (SessionExists, SessionNotFound):  # it has gone, or is another session's
                     self._held = NOTHING
+                    return
             else:
                 return
         raise MetadataConflict(self.metadata.session_id)
