@@ -218,9 +218,11 @@ LARGE = json.dumps({"tools": ["x" * (2 * SLICE)]})
 
 @pytest.mark.parametrize("text", messages(LARGE))
 def test_a_large_answer_is_hashed_in_steps(text: str) -> None:
-    """1 MiB takes about 1 ms; other tasks run in between."""
+    """1 MiB takes about 1 ms; other tasks run in between. Each of its slices counts."""
     known = recall(text)
     assert len(text) - 1 == known.size
+    others = {recall(text[:at] + "y" + text[at + 1 :]).digest for at in (SLICE // 2, SLICE + SLICE // 2, 2 * SLICE)}
+    assert 3 == len(others - {known.digest, None})
 
 
 @pytest.mark.parametrize(
@@ -241,6 +243,22 @@ def test_a_large_answer_is_hashed_in_steps(text: str) -> None:
 def test_what_may_not_be_told_apart_is_parsed(text: str) -> None:
     """Another id, an id in the middle, no answer; and escapes of surrogates: such an entry may be no text."""
     assert recall(text).digest is None
+
+
+@pytest.mark.parametrize("escape", ["\\u00e9", "\\n", "\\\\ud"])
+@pytest.mark.parametrize("length", [0, 2 * SLICE], ids=["short", "long"])
+def test_other_escapes_do_no_harm(escape: str, length: int) -> None:
+    """Many servers escape what is no ASCII."""
+    text = f'{{"jsonrpc":"2.0","id":7,"result":{{"x":"{escape}{"x" * length}"}}}}'
+    assert recall(text).digest is not None
+
+
+@pytest.mark.parametrize("text", ["", '{"jsonrpc":"2.0","id":7,"result":{"x":"\\ud800"}}'])
+async def test_what_has_no_digest_is_read(text: str, autojump_clock: MockClock) -> None:
+    """As where nothing is known."""
+    known = KnownResults({})
+    assert await read_message(text) == await read_answer(text, 7, known, read_message)
+    assert known.page is None
 
 
 @pytest.mark.parametrize("rest", range(8))

@@ -136,6 +136,13 @@ TARGETS: Mapping[str, Target] = {
     "trio_vmcp._session.stored_row": Target(_ROW_TESTS),
     "trio_vmcp._session.use_marks": Target(_session("use_marks", "two_instances", "row", "restore", "closing")),
     "trio_vmcp._session.offered_tools": Target(_session("offered_tools", "listing", "names")),
+    "trio_vmcp._known_results": Target(
+        (*_client("known_results"), *_session("shared_lists", "refresh")),
+        (*_of("SharedPages", "find", "end"), *_of("KnownResults", "find", "end"), "can_recall"),
+    ),
+    "trio_vmcp._client.channels.parsing": Target(
+        (*_client("parsing", "known_results", "answers", "walls", "steps"), *_session("shared_lists"))
+    ),
     "trio_vmcp._tool_patterns": Target(_session("offered_tools", "names")),
     "trio_vmcp._session.directory": Target(
         (
@@ -218,6 +225,9 @@ CORE = ("trio_vmcp._session.admission", "trio_vmcp._session.owner")
 # Mutants that behave as the original does, or no worse, with the reason. An entry whose mutant is killed or does not
 # exist is an error.
 EQUIVALENT: Mapping[str, str] = {
+    "parse: delete `if is_cheap(text, max_values):`": "What is cheap can be counted, too.",
+    'split_batch: delete `if text[:1] == "{":  # most texts`': "An object is no array: the same answer, later.",
+    'split_batch: 1 becomes 2 in `if text[:1] == "{":  # most texts`': "As above.",
     "Breaker: False becomes True in `_on_trial: bool = attrs.field(default=False, init=False)`": (
         "Not read before the circuit opens, which sets it."
     ),

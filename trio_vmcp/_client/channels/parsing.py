@@ -51,8 +51,10 @@ async def read_answer(
     Args:
         read: How it is parsed.
     """
-    found = None if known is None else await take_steps(digest_in_steps(text, request_id))
-    if known is None or found is None:
+    if known is None:
+        return await read(text)
+    found = await take_steps(digest_in_steps(text, request_id))
+    if found is None:
         return await read(text)
     digest, size = found
     page = await known.find(digest)
