@@ -16,7 +16,15 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_vmcp import JSON
 from trio_vmcp._client.channels.parsing import read, read_answer
-from trio_vmcp._known_results import SLICE, KnownResults, Page, SharedPages, can_recall, digest_in_steps
+from trio_vmcp._known_results import (
+    SLICE,
+    KnownResults,
+    Page,
+    SharedPages,
+    answer_digest,
+    answer_digest_in_steps,
+    can_recall,
+)
 from trio_vmcp._protocol.jsonrpc import Result
 from trio_vmcp._protocol.reading import Unreadable
 
@@ -180,9 +188,10 @@ def recall(text: str, request_id: int = 7) -> Page:
     found: list[tuple[bytes, int] | None] = []
 
     def steps() -> Iterator[None]:
-        found.append((yield from digest_in_steps(text, request_id)))
+        found.append((yield from answer_digest_in_steps(text, request_id)))
 
     taken = len(list(steps()))
+    assert found[0] == answer_digest(text, request_id), "in one step and in several"
     if found[0] is None:
         return Page({})
     assert taken == len(text) // SLICE

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-import attrs
 import httpx
 
 __all__ = ["Origin", "host_header", "http_url", "origin_of", "shown_origin", "within_origin"]
@@ -20,9 +20,9 @@ _PORTS = {"http": 80, "https": 443}
 _SOCKET = b".unix-socket.invalid"
 
 
-@attrs.frozen(cache_hash=True)
-class Origin:
-    """Scheme, host and port. Requests of one origin may share a connection.
+class Origin(NamedTuple):
+    """Scheme, host and port. Requests of one origin may share a connection. A tuple, since each request looks it up
+    several times: the hash of one is made in C.
 
     Attributes:
         scheme: "http", "https", or "unix" for HTTP over a unix socket.

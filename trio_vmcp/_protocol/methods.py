@@ -97,7 +97,7 @@ PING = "ping"
 QUESTIONS = {"sampling/createMessage": "sampling", "elicitation/create": "elicitation", "roots/list": "roots"}
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class Method:
     """A request that a client sends.
 
@@ -128,7 +128,7 @@ class Method:
     may_repeat: bool = True
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, eq=False)
 class ListMethod(Method):
     """A request for one page of a list.
 

@@ -326,7 +326,8 @@ class _Lister:
 
     def _count(self, wanted: ListMethod, more: Weight) -> None:
         self.total += more
-        self.weights[wanted.kept_as] = own = self.weights.get(wanted.kept_as, Weight()) + more
+        before = self.weights.get(wanted.kept_as)
+        self.weights[wanted.kept_as] = own = more if before is None else before + more
         # Optional lists that were faster must not cost the tools.
         error = self._limit_error(self.total if wanted.is_optional else self._kept + own)
         if error is not None:

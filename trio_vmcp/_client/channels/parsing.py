@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import trio
 
-from trio_vmcp._known_results import KnownResults, Page, digest_in_steps
+from trio_vmcp._known_results import SLICE, KnownResults, Page, answer_digest, answer_digest_in_steps
 from trio_vmcp._protocol.json_cost import TooCostly, check_cost, is_cheap
 from trio_vmcp._protocol.jsonrpc import BadMessage, Message, Result, parse_cheap, parse_in_steps, split_batch_in_steps
 from trio_vmcp._protocol.reading import Unreadable, unreadable
@@ -53,7 +53,11 @@ async def read_answer(
     """
     if known is None:
         return await read(text)
-    found = await take_steps(digest_in_steps(text, request_id))
+    found = (
+        answer_digest(text, request_id)
+        if len(text) <= SLICE
+        else await take_steps(answer_digest_in_steps(text, request_id))
+    )
     if found is None:
         return await read(text)
     digest, size = found
