@@ -97,6 +97,33 @@ async def test_who_receives_a_page_while_another_parses_it_waits_for_that(
     assert await shared.find(key) is None
 
 
+@EVERY_ANSWER
+async def test_lists_that_are_asked_for_side_by_side_are_known_each(
+    channel: Channel, autojump_clock: MockClock
+) -> None:
+    """Where all answers share one stream, too, whichever request is the older one."""
+    backend = channel.backend()
+    backend.add_prompt("ask")
+    async with channel.open_client(backend) as client:
+        pages: dict[bytes, Page] = {}
+        read: dict[str, list[JSON]] = {"tools/list": [], "prompts/list": []}
+
+        async def ask(method: str) -> None:
+            known = KnownResults(pages)
+            read[method].append(
+                await client.request(method, {}, identity=None, timeout=9, on_progress=None, known=known)
+            )
+            pages[page_of(known).digest or b""] = page_of(known)
+
+        for order in (("tools/list", "prompts/list"), ("tools/list", "prompts/list"), ("prompts/list", "tools/list")):
+            async with trio.open_nursery() as nursery:
+                for method in order:
+                    nursery.start_soon(ask, method)
+    for results in read.values():
+        assert 3 == len(results)
+        assert all(result is results[0] for result in results)
+
+
 LONG = "x" * (2 * SLICE)
 TEXT = json.dumps({"jsonrpc": "2.0", "id": 7, "result": {"tools": [LONG]}})
 read_message: Callable[[str], Any] = partial(read, max_depth=9, max_values=9)

@@ -115,6 +115,23 @@ async def test_taking_what_is_due_is_a_checkpoint() -> None:
         await agenda.next()
 
 
+async def test_the_task_is_woken_by_a_single_item(autojump_clock: MockClock) -> None:
+    """By the first one, and by one that is due before the one that the task waits for."""
+    agenda = Agenda[Item]()
+    found: list[tuple[int, float]] = []
+
+    async def take_all() -> None:
+        found.extend(await taken(agenda, 100.0))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_all)
+        await trio.sleep(1)
+        agenda.put(Item(1), 50.0)
+        await trio.sleep(1)
+        agenda.put(Item(2), 7.0)
+    assert [(2, 7.0), (1, 50.0)] == found
+
+
 async def test_an_item_that_is_due_sooner_wakes_the_task(autojump_clock: MockClock) -> None:
     """Also one that was put off, or discarded, while the task waited."""
     agenda, first, second, third = Agenda[Item](), Item(1), Item(2), Item(3)

@@ -136,3 +136,15 @@ async def test_a_client_of_ones_own_that_takes_no_token(
     assert ["renewed"] * 2 == taken
     assert "a client did not take a newer token: RuntimeError" in caplog.text
     assert "renewed" not in caplog.text
+
+
+async def test_a_client_of_ones_own_need_not_take_tokens(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No warning says so."""
+    async with open_session_factory(connector=PlainConnector()) as factory:
+        async with open_session_manager(factory, plain_backends(1)) as manager:
+            made = await manager.create(identity=OPENER)
+            session = await manager.get(made.id, caller=RENEWED)
+            await session.call_tool("b0_echo")
+    assert not caplog.records
