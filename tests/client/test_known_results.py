@@ -108,7 +108,7 @@ async def test_lists_that_are_asked_for_side_by_side_are_known_each(
         pages: dict[bytes, Page] = {}
         read: dict[str, list[JSON]] = {"tools/list": [], "prompts/list": []}
 
-        async def ask(method: str) -> None:
+        async def ask(client: Any, method: str) -> None:
             known = KnownResults(pages)
             read[method].append(
                 await client.request(method, {}, identity=None, timeout=9, on_progress=None, known=known)
@@ -118,7 +118,7 @@ async def test_lists_that_are_asked_for_side_by_side_are_known_each(
         for order in (("tools/list", "prompts/list"), ("tools/list", "prompts/list"), ("prompts/list", "tools/list")):
             async with trio.open_nursery() as nursery:
                 for method in order:
-                    nursery.start_soon(ask, method)
+                    nursery.start_soon(ask, client, method)
     for results in read.values():
         assert 3 == len(results)
         assert all(result is results[0] for result in results)
