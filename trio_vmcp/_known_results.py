@@ -15,8 +15,8 @@ from typing import ClassVar, Protocol, TypeAlias, TypeGuard
 from weakref import WeakValueDictionary
 
 import attrs
+import trio
 
-from trio_vmcp._light_event import LightEvent
 from trio_vmcp._protocol.reading import find_reply_id
 from trio_vmcp.connector import BackendClient, OnProgress
 from trio_vmcp.identity import Identity
@@ -65,7 +65,8 @@ class SharedPages:
     """The pages that somebody in this process holds, and those that are being parsed."""
 
     _pages: WeakValueDictionary[_PageKey, Page] = attrs.field(factory=WeakValueDictionary, init=False)
-    _being_parsed: dict[_PageKey, LightEvent] = attrs.field(factory=dict, init=False)
+    # Where those wait who received the same; of each page one task parses it.
+    _being_parsed: dict[_PageKey, trio.lowlevel.ParkingLot] = attrs.field(factory=dict, init=False)
 
     async def find(self, key: _PageKey) -> Page | None:
         """A page; None: there is none, and the caller parses it and must `end` that, whatever comes of it. Where
@@ -75,17 +76,26 @@ class SharedPages:
             page = self._pages.get(key)
             if page is not None:
                 return page
-            parsed = self._being_parsed.get(key)
-            if parsed is None:
-                self._being_parsed[key] = LightEvent()
+            waiting = self._being_parsed.get(key)
+            if waiting is None:
+                self._being_parsed[key] = trio.lowlevel.ParkingLot()
                 return None
-            await parsed.wait()
+            await waiting.park()
+            if self._being_parsed.get(key) is waiting:
+                return None  # this task's turn
 
     def end(self, key: _PageKey, page: Page | None) -> None:
-        """The page was parsed; None: that failed, or was cancelled."""
+        """The page was parsed; None: that failed, or was cancelled, and the next one who waits parses it. All of them
+        at once would wake up as often as they are many, each time one has failed.
+        """
+        waiting = self._being_parsed[key]
+        if page is None and waiting:
+            waiting.unpark()
+            return
+        del self._being_parsed[key]
         if page is not None:
             self._pages[key] = page
-        self._being_parsed.pop(key).set()
+            waiting.unpark_all()
 
 
 @attrs.define(eq=False)

@@ -183,6 +183,38 @@ async def test_who_waits_for_a_parse_can_be_cancelled(autojump_clock: MockClock)
     assert [page] == found
 
 
+class Turns(trio.abc.Instrument):
+    """Counts the steps of all tasks."""
+
+    count = 0
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.count += 1
+
+
+async def test_many_who_wait_for_a_page_that_cannot_be_parsed_wake_up_once(autojump_clock: MockClock) -> None:
+    """Each then reads it by itself, and none is left behind."""
+    shared, turns, failed = SharedPages(), Turns(), 0
+    unreadable = '{"jsonrpc":"2.0","id":7,"result":[}'
+
+    async def fail() -> None:
+        nonlocal failed
+        message = await read_answer(unreadable, 7, KnownResults({}, shared), fail_in_a_step)
+        failed += message is None
+
+    async def fail_in_a_step(_text: str) -> None:
+        await trio.lowlevel.checkpoint()
+
+    trio.lowlevel.add_instrument(turns)
+    async with trio.open_nursery() as nursery:
+        for _ in range(200):
+            nursery.start_soon(fail)
+    trio.lowlevel.remove_instrument(turns)
+    assert 200 == failed
+    assert turns.count < 200 * 8  # each begins, waits for its turn and has a checkpoint
+    assert not shared._being_parsed
+
+
 @pytest.mark.parametrize(
     "text",
     [TEXT[:-1], '{"jsonrpc":"2.0","id":7,"error":{"code":1,"message":"no"}}'],
