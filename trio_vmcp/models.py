@@ -1,7 +1,8 @@
 """The records that users write and read: backends, capabilities, results, failures. Frozen, and no I/O.
 
 Capabilities and results are views on the JSON as received. `raw` has the whole object, unknown fields included; the
-properties are the fields that MCP names. No field is dropped, added or validated again.
+properties are the fields that MCP names. No field is dropped, added or validated again. Sessions of one factory that
+list the same share the object, so it must not be changed: copy it first.
 """
 
 from __future__ import annotations

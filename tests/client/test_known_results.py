@@ -231,6 +231,16 @@ async def test_only_results_are_shared(text: str, autojump_clock: MockClock) -> 
         assert known.page is None
 
 
+async def test_an_answer_of_two_ids_is_not_shared(autojump_clock: MockClock) -> None:
+    """Its last id counts, by which it answers nobody."""
+    shared = SharedPages()
+    text = '{"jsonrpc":"2.0","id":7,"result":{},"id":8}'
+    known = KnownResults({}, shared)
+    message = await read_answer(text, 7, known, read_message)
+    assert isinstance(message, Result)
+    assert (8, None) == (message.id, known.page)
+
+
 async def test_pages_are_shared_within_one_era(autojump_clock: MockClock) -> None:
     """What one era reads in a result, the other may not."""
     shared = SharedPages()

@@ -112,6 +112,7 @@ def test_the_wire_is_compact_utf_8() -> None:
         written = json.dumps({"jsonrpc": "2.0", "id": 7, "method": method, "params": {}}, ensure_ascii=False)
         assert json.loads(written) == json.loads(encode_request(7, method, {}))
     assert b'{"jsonrpc":"2.0","method":"m"}' == encode_notification("m", None)
+    assert '{"jsonrpc":"2.0","method":"é"}'.encode() == encode_notification("é", None)
     assert b'{"jsonrpc":"2.0","id":"a","error":{"code":-1,"message":"no"}}' == encode_error("a", -1, "no")
 
 

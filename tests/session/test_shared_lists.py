@@ -84,6 +84,16 @@ async def test_every_kind_of_list_is_shared(autojump_clock: MockClock) -> None:
             await third.aclose()
 
 
+async def test_a_list_of_which_the_client_leaves_out_a_tool_is_shared(autojump_clock: MockClock) -> None:
+    """A tool with an annotation that cannot be repeated in a header costs itself, and not the parse of its list."""
+    backend = echo_backend(era="modern")
+    schema = {"type": "object", "properties": {"x": {"type": "string", "x-mcp-header": "not a token"}}}
+    backend.add_tool("bad", inputSchema=schema)
+    async with open_world({"a": backend}) as world, world.open_session() as one, world.open_session() as two:
+        assert ["a_echo"] == [tool.name for tool in one.tools]
+        assert definitions(one) == definitions(two)
+
+
 async def test_lists_that_differ_are_not_shared(autojump_clock: MockClock) -> None:
     """One byte that differs is another list: principals see what their backend told them."""
     backend = echo_backend()

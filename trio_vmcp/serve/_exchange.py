@@ -150,10 +150,10 @@ class Exchanges:
     under_way: UnderWay = attrs.field(factory=UnderWay, init=False, repr=False)
     _start_task: StartTask = attrs.field(alias="start_task", repr=False)
     _by_mark: dict[str, HttpExchange] = attrs.field(factory=dict, init=False, repr=False)
-    _reading: dict[HttpRequest, int] = attrs.field(factory=dict, init=False, repr=False)  # bodies, since which look
+    _reading: dict[HttpRequest, float] = attrs.field(factory=dict, init=False, repr=False)  # bodies, since when
     _marks: itertools.count[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
     _is_looking: bool = attrs.field(default=False, init=False)
-    # Begun so far. A request keeps the number of the latest, and reads no clock.
+    # Begun so far. An exchange keeps the number of the latest, and reads no clock.
     _looks: int = attrs.field(default=0, init=False)
 
     def __len__(self) -> int:
@@ -182,7 +182,7 @@ class Exchanges:
             BodyTooLarge, ClientGone: As `HttpRequest.read_body`.
         """
         self._look_for_long()
-        self._reading[request] = self._looks
+        self._reading[request] = trio.current_time()
         try:
             body = await request.read_body(most)
         finally:
@@ -208,8 +208,9 @@ class Exchanges:
                     if exchange.since >= self._looks:
                         break  # they are in order
                     exchange.watch()
-                for request, since in self._reading.items():
-                    if (self._looks - since) * LOOK_INTERVAL < BODY_TIMEOUT:
+                latest = trio.current_time() - BODY_TIMEOUT  # not by a count of looks: on a busy loop each comes late
+                for request, begun_at in self._reading.items():
+                    if begun_at > latest:
                         break
                     request.is_late = True
                     request.scope.cancel(reason="the body takes too long")

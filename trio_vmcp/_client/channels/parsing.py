@@ -12,7 +12,15 @@ import trio
 
 from trio_vmcp._known_results import SLICE, KnownResults, Page, answer_digest, answer_digest_in_steps
 from trio_vmcp._protocol.json_cost import TooCostly, check_cost, is_cheap
-from trio_vmcp._protocol.jsonrpc import BadMessage, Message, Result, parse_cheap, parse_in_steps, split_batch_in_steps
+from trio_vmcp._protocol.jsonrpc import (
+    BadMessage,
+    Message,
+    Result,
+    parse_cheap,
+    parse_in_steps,
+    same_id,
+    split_batch_in_steps,
+)
 from trio_vmcp._protocol.reading import Unreadable, unreadable
 from trio_vmcp._steps import take_steps
 
@@ -53,6 +61,7 @@ async def read_answer(
     """
     if known is None:
         return await read(text)
+    known.page = None
     found = (
         answer_digest(text, request_id)
         if len(text) <= SLICE
@@ -66,7 +75,7 @@ async def read_answer(
         return Result(request_id, page.result)
     try:
         message = await read(text)
-        if isinstance(message, Result):
+        if isinstance(message, Result) and same_id(message.id, request_id):
             page = Page(message.result, digest, size)
     finally:
         known.end(digest, page)
