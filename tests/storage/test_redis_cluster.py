@@ -191,7 +191,8 @@ async def test_rows_are_used_while_their_slot_moves(to: str, cluster: RedisClust
         for storage in (here, there):
             await rows.check_all(storage)
     assert cluster.count_errors(source, "ASK") > asks
-    assert cluster.count_errors(source, "MOVED") > moves
+    # A client that has asked a node unknown to it reads the map of the cluster anew, and may know the owner from there.
+    assert is_new or cluster.count_errors(source, "MOVED") > moves
     assert target is cluster.owner_of(slot)
     assert rows.deleted
 
