@@ -62,10 +62,10 @@ class Pages(Protocol):
 
 @attrs.define(eq=False)
 class SharedPages:
-    """The pages that somebody in this process holds, and those that are being parsed."""
+    """The pages that lists of this process hold, and those that are being parsed."""
 
     _pages: WeakValueDictionary[_PageKey, Page] = attrs.field(factory=WeakValueDictionary, init=False)
-    # Where those wait who received the same; of each page one task parses it.
+    # Where the tasks wait that received the same page; one task parses it.
     _being_parsed: dict[_PageKey, trio.lowlevel.ParkingLot] = attrs.field(factory=dict, init=False)
 
     async def find(self, key: _PageKey) -> Page | None:
@@ -85,8 +85,8 @@ class SharedPages:
                 return None  # this task's turn
 
     def end(self, key: _PageKey, page: Page | None) -> None:
-        """The page was parsed; None: that failed, or was cancelled, and the next one who waits parses it. All of them
-        at once would wake up as often as they are many, each time one has failed.
+        """The page was parsed; None: that failed, or was cancelled, and the next task that waits parses it. If all of
+        them woke up at each failure, n tasks would wake up n² / 2 times.
         """
         waiting = self._being_parsed[key]
         if page is None and waiting:

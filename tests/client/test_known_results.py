@@ -68,7 +68,7 @@ async def test_who_receives_a_page_while_another_parses_it_waits_for_that(
     channel: Channel, description: str, autojump_clock: MockClock
 ) -> None:
     """Of several clients that receive the same bytes at the same time, one parses them; the others get its result. It
-    is forgotten once nobody holds it.
+    is forgotten once no session holds it.
     """
     shared = SharedPages()
     results: list[JSON] = []
@@ -130,7 +130,7 @@ read_message: Callable[[str], Any] = partial(read, max_depth=9, max_values=9)
 
 
 async def test_a_parse_that_is_cancelled_is_done_by_one_of_those_who_wait(autojump_clock: MockClock) -> None:
-    """Nobody waits for what does not come."""
+    """No task waits for a page that does not come."""
     shared = SharedPages()
     found: list[object] = []
     held: list[KnownResults] = []  # as a session holds the pages of its lists
@@ -232,7 +232,7 @@ async def test_only_results_are_shared(text: str, autojump_clock: MockClock) -> 
 
 
 async def test_an_answer_of_two_ids_is_not_shared(autojump_clock: MockClock) -> None:
-    """Its last id counts, by which it answers nobody."""
+    """Its last id counts, and that is of no request."""
     shared = SharedPages()
     text = '{"jsonrpc":"2.0","id":7,"result":{},"id":8}'
     known = KnownResults({}, shared)

@@ -36,6 +36,13 @@ def row_in(storage: ScriptedStorage, timeout: float = 5.0) -> SessionRow:
     return new_row("one", None, RowStorage(storage, timeout))
 
 
+async def be_ahead(storage: ScriptedStorage) -> None:
+    """Another instance writes the row."""
+    stored = await storage.inner.load("one")
+    newer = attrs.evolve(stored, version=stored.version + 1)
+    await storage.inner.replace(newer, expected_version=stored.version)
+
+
 async def answers_late() -> None:
     await trio.sleep(60)
 
@@ -187,16 +194,11 @@ async def test_a_row_that_goes_in_the_last_round_of_a_delete_is_deleted(autojump
     row = row_in(storage)
     await row.write(FIRST)
 
-    async def be_ahead() -> None:
-        stored = await storage.inner.load("one")
-        newer = attrs.evolve(stored, version=stored.version + 1)
-        await storage.inner.replace(newer, expected_version=stored.version)
-
     async def lose_all() -> None:
         if storage.calls["delete"] == MOST_ROUNDS:
             storage.inner = LocalStorage()
 
-    storage.before |= {"delete": be_ahead, "load": lose_all}
+    storage.before |= {"delete": partial(be_ahead, storage), "load": lose_all}
     await row.delete()
     assert (MOST_ROUNDS, False) == (storage.calls["delete"], row.may_be_left)
 
@@ -223,12 +225,7 @@ async def test_a_row_that_others_write_all_the_time_is_a_conflict(operation: str
     row = row_in(storage)
     await row.write(FIRST)
 
-    async def be_ahead() -> None:
-        stored = await storage.inner.load("one")
-        newer = attrs.evolve(stored, version=stored.version + 1)
-        await storage.inner.replace(newer, expected_version=stored.version)
-
-    storage.before[operation] = be_ahead
+    storage.before[operation] = partial(be_ahead, storage)
     with pytest.raises(MetadataConflict):
         await (row.delete() if operation == "delete" else row.write(SECOND))
     assert 3 == storage.calls[operation]
