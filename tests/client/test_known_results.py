@@ -241,6 +241,15 @@ async def test_an_answer_of_two_ids_is_not_shared(autojump_clock: MockClock) -> 
     assert (8, None) == (message.id, known.page)
 
 
+async def test_the_page_is_that_of_the_latest_answer(autojump_clock: MockClock) -> None:
+    """A request that is sent again may be answered by what has no digest."""
+    known = KnownResults({})
+    await read_answer('{"jsonrpc":"2.0","id":7,"result":{}}', 7, known, read_message)
+    assert known.page is not None
+    await read_answer('{"jsonrpc":"2.0","id":7,"result":{"x":"\\ud800"}}', 7, known, read_message)
+    assert known.page is None
+
+
 async def test_pages_are_shared_within_one_era(autojump_clock: MockClock) -> None:
     """What one era reads in a result, the other may not."""
     shared = SharedPages()

@@ -605,7 +605,7 @@ async def test_a_body_that_does_not_end_is_refused(step: float, autojump_clock: 
     async def be_busy() -> None:
         while True:
             autojump_clock.jump(step)
-            await trio.sleep(0.01)
+            await trio.sleep(0.01)  # of virtual time, in which the rest takes its turns
 
     async with front_world() as world, trio.open_nursery() as nursery:
         if step:
